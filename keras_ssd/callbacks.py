@@ -1,0 +1,76 @@
+"""Callbacks for `fit`."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ssd.data.order import epochs_of
+
+
+class FollowEpoch(keras.callbacks.Callback):
+    """Tells a training set of `data.load` which epoch runs, so that each has an order of its own.
+
+    The order is a function of the seed given to `data.load` and the epoch alone, so that
+    `fit(initial_epoch=e)` sees what a run from epoch 0 would have seen. The `Distiller` adds this
+    callback by itself; a plain `model.fit` is given it::
+
+        data = ssd.data.load("digits", batch_size=64)
+        model.fit(data.train, epochs=10, callbacks=[ssd.callbacks.FollowEpoch(data.train)])
+
+    Without it every epoch has the order of epoch 0. A data set derived from a training set (by
+    `.map`, `.take`, `.zip` and the like) is followed just as well.
+
+    Keras carries one iterator on from epoch to epoch when `steps_per_epoch` differs from the number
+    of batches; the order then depends on where the run began, which is warned about.
+
+    Args:
+        dataset: `Splits.train` or a data set derived from it: the one that `fit` is given.
+
+    Raises:
+        ValueError: If the order of `dataset` follows no epoch.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset) -> None:
+        super().__init__()
+        self._epochs = epochs_of(dataset)
+        if not self._epochs:
+            raise ValueError(
+                "FollowEpoch needs the `train` of `data.load` or a tf.data.Dataset derived from "
+                f"it, got a {type(dataset).__name__} that follows no epoch: leave the callback out."
+            )
+        self._batches = int(dataset.cardinality())
+        self._next: int | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Warns where Keras' epochs will not be those of the data set."""
+        steps, epochs = self.params.get("steps"), self.params.get("epochs", 1)
+        if self._batches > 0 and steps not in (None, self._batches) and epochs > 1:
+            warnings.warn(
+                f"An epoch has {steps} steps but the training set {self._batches} batches, so "
+                "epochs begin in the middle of an order and a resumed run sees other images: leave "
+                "`steps_per_epoch` out, or give `fit` and FollowEpoch `data.train.take(steps)`.",
+                stacklevel=2,
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Sets the epoch before Keras makes its iterator."""
+        self._set(epoch)
+        self._next = epoch + 1
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Sets the next epoch as soon as this one's order is drawn.
+
+        With `steps_per_epoch` Keras makes the next iterator at the end of the epoch, before
+        `on_epoch_begin`.
+        """
+        if self._next is not None:
+            self._set(self._next)
+            self._next = None
+
+    def _set(self, epoch: int) -> None:
+        for variable in self._epochs:
+            variable.assign(epoch)

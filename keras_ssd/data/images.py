@@ -1,0 +1,150 @@
+"""Labelled images as `tf.data`: held in memory, or streamed from the files of a TFDS set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ssd.data.order import by_epoch
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+SHUFFLE_BUFFER = 10_000  # encoded images, about 1 GB of photographs
+
+
+class Images(Protocol):
+    """Numbered images and labels that make data sets of any choice of rows."""
+
+    size: int
+
+    def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+        """The rows in their own order; the last batch may be smaller."""
+
+    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
+        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
+
+
+class InMemory:
+    """Images held once as one uint8 tensor, gathered a batch at a time.
+
+    Args:
+        images: Array uint8 `[N, H, W, C]`.
+        labels: Array of integers `[N]`.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        with tf.device("CPU:0"):
+            self._images = tf.constant(images)
+            self._labels = tf.constant(labels, tf.int32)
+        self.size = len(images)
+
+    def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+        """The rows in the order given; the last batch may be smaller."""
+        dataset = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
+        return dataset.map(self._gather).prefetch(tf.data.AUTOTUNE)
+
+    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
+        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
+
+        def order(seeds: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.Dataset.from_tensor_slices(_permuted(rows, seeds))
+
+        dataset = by_epoch(order, seed, len(rows)).batch(batch_size, drop_remainder=True)
+        return dataset.map(self._gather).prefetch(tf.data.AUTOTUNE)
+
+    def _gather(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.gather(self._images, rows), tf.gather(self._labels, rows)
+
+
+class Streamed:
+    """Images read from the TFRecord files of a prepared TFDS split, for sets beyond memory.
+
+    The order of an epoch shuffles the files, reads 16 of them in turn and shuffles a buffer of
+    10,000 encoded images; a row is the place of an image in the files.
+
+    Args:
+        builder: A prepared builder with the features `image` and `label`.
+        split: The name of a split.
+        image_size: Height and width to resize to; None leaves images as they are.
+
+    Raises:
+        ValueError: If the files are in another format than TFRecord.
+    """
+
+    def __init__(
+        self, builder: tfds.core.DatasetBuilder, split: str, image_size: tuple[int, int] | None
+    ) -> None:
+        if builder.info.file_format.value != "tfrecord":
+            raise ValueError(
+                f"{builder.name!r} does not fit into memory and only TFRecord files are streamed, "
+                f"got {builder.info.file_format.value!r}: prepare it with file_format='tfrecord'."
+            )
+        info = builder.info.splits[split]
+        self.size = info.num_examples
+        self._features, self._image_size = builder.info.features, image_size
+        self._files = np.array([str(path) for path in info.filepaths])
+        self._first_rows = np.cumsum([0, *info.shard_lengths[:-1]])
+
+    def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+        """The rows in the order of the files; the last batch may be smaller."""
+        files = np.arange(len(self._files))
+        records = tf.data.Dataset.from_tensor_slices(files).flat_map(self._read)
+        records = records.filter(self._is_in(rows)).take(len(rows))
+        records = records.apply(tf.data.experimental.assert_cardinality(len(rows)))
+        return self._decoded(records).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
+        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
+        is_in = self._is_in(rows)
+
+        def order(seeds: tf.Tensor) -> tf.data.Dataset:
+            files = tf.data.Dataset.from_tensor_slices(
+                _permuted(np.arange(len(self._files)), seeds)
+            )
+            records = files.interleave(self._read, cycle_length=16).filter(is_in)
+            buffer_seed = tf.random.stateless_uniform([], seeds, 1, None, tf.int64, alg="philox")
+            return records.shuffle(SHUFFLE_BUFFER, buffer_seed, reshuffle_each_iteration=False)
+
+        records = by_epoch(order, seed, len(rows))
+        batches = self._decoded(records).batch(batch_size, drop_remainder=True)
+        return batches.prefetch(tf.data.AUTOTUNE)
+
+    def _read(self, file: tf.Tensor) -> tf.data.Dataset:
+        records = tf.data.TFRecordDataset(tf.gather(self._files, file))
+        return records.enumerate(tf.gather(self._first_rows, file))
+
+    def _is_in(self, rows: np.ndarray) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+        chosen = np.zeros(self.size, bool)
+        chosen[rows] = True
+        chosen = tf.constant(chosen)
+        return lambda row, _: chosen[row]
+
+    def _decoded(self, records: tf.data.Dataset) -> tf.data.Dataset:
+        def decode(_: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return image_and_label(self._features.deserialize_example(record), self._image_size)
+
+        return records.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def image_and_label(
+    example: dict[str, tf.Tensor], image_size: tuple[int, int] | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The image, resized if asked for, and the int32 label of one TFDS example."""
+    image = example["image"]
+    if image_size is not None:
+        image = resize(image, image_size)
+    return image, tf.cast(example["label"], tf.int32)
+
+
+def resize(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+    """Images `[..., H, W, C]` with values 0 to 255 resized bilinearly (antialiased) to uint8."""
+    resized = tf.image.resize(images, image_size, antialias=True)
+    return tf.cast(tf.round(resized), tf.uint8)
+
+
+def _permuted(rows: np.ndarray, seeds: tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_shuffle(rows, seeds, alg="philox")

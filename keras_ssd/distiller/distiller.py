@@ -1,0 +1,514 @@
+"""Distiller: one teacher forward, one student forward, any number of objectives, one update."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ssd.batch import Batch, static_or_dynamic_rows
+from keras_ssd.callbacks import FollowEpoch
+from keras_ssd.collectives import all_sum, num_replicas, replica_rows
+from keras_ssd.data.order import epochs_of
+from keras_ssd.distiller import preflight, saving
+from keras_ssd.distiller.compiled_metrics import refuse_probability_form
+from keras_ssd.distiller.gradients import shared_gradients
+from keras_ssd.distiller.inputs import Inputs, images_of
+from keras_ssd.distiller.trackers import RESERVED, Trackers
+from keras_ssd.export import export_student
+from keras_ssd.heads import strip_heads
+from keras_ssd.losses import at_least_float32
+from keras_ssd.objectives import HardLabels, Objective
+from keras_ssd.teacher import FrozenTeacher, freeze, named
+from keras_ssd.views import Plain, Rotations
+
+_Terms = dict[str, tuple[tf.Tensor, tf.Tensor]]
+_CROSS_ENTROPY = HardLabels(name="cross_entropy")  # the loss of an evaluation
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class Distiller(keras.Model):
+    """Trains a student with objectives that may read a frozen teacher, inside Keras' own `fit`.
+
+    A step makes views of the batch, runs the teacher (outside the tape) and the student once each
+    on all rows, adds up the objectives and updates the student. With several replicas every term
+    is that of the global batch.
+
+    The metrics are `loss`, one mean a term under its objective's name, `teacher_agreement` (share
+    of plain images that both networks put into one class) and those given to `compile`.
+    `evaluate` makes one student forward an image and shows `loss` (cross-entropy of the plain
+    logits, plus `compile(loss=)` and the student's own losses) and the compiled metrics. `predict`
+    gives the plain logits.
+
+    Inputs: `x` is images `[B, height, width, channels]`, or a dict with `image` and optionally
+    `index` and `teacher` (named outputs that were stored: then no teacher runs). `y` is integers
+    `[B]` (-1: unlabeled) or one-hot or soft rows `[B, C]` (all zero: unlabeled), or absent.
+    An image of `sample_weight` 0 takes part in nothing but the student's batch-norm statistics.
+    Labels out of range and negative weights stop the run; under XLA, which drops assertions, the
+    loss turns NaN and the gradient 0.
+
+    Args:
+        teacher: A built Keras model, a `FrozenTeacher`, or a function from images to outputs. It is
+            copied, never changed and never saved. None where no objective reads a teacher.
+        student: A built Keras model that returns logits or a dict of named outputs.
+        objectives: Objectives with different names.
+        views: `Plain` or `Rotations`. Default: `Plain()`, no augmentation.
+        teacher_preprocessing: Layer, model or function from these images to the teacher's input.
+        seed: Seed of the views. Step k of a run draws from `(seed, k)`.
+        name: Name of the model.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If networks, objectives and views do not fit one another.
+    """
+
+    def __init__(
+        self,
+        teacher: keras.Model | FrozenTeacher | Callable | None = None,
+        student: keras.Model | None = None,
+        objectives: Sequence[Objective] = (),
+        views: Plain | Rotations | None = None,
+        *,
+        teacher_preprocessing: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        seed: int = 0,
+        name: str = "distiller",
+    ) -> None:
+        preflight.check_student(student)
+        objectives = tuple(objectives)
+        preflight.check_objectives(objectives, RESERVED)
+        # autocast=False: float images must reach the networks' own normalisation in full precision.
+        # The policy: Keras scales the loss of a model whose own policy is mixed_float16 alone.
+        policy = "mixed_float16" if preflight.uses_float16(student) else student.dtype_policy
+        super().__init__(name=name, dtype=policy, autocast=False)
+        self.student = student
+        self.objectives = objectives
+        self.objective_states = [o.state for o in objectives if o.state is not None]
+        self.views = Plain() if views is None else views
+        self.seed = int(seed)
+        self.evaluate_views = False
+        self._trackers: Trackers | None = None
+        self._values_seen = False
+        self.set_teacher(teacher, teacher_preprocessing)
+        self.built = True
+
+    # ---------------------------------------------------------------- teacher
+
+    @property
+    def teacher(self) -> FrozenTeacher | None:
+        """The frozen teacher."""
+        return self._teacher
+
+    def set_teacher(
+        self,
+        teacher: keras.Model | FrozenTeacher | Callable | None,
+        teacher_preprocessing: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    ) -> None:
+        """Gives the Distiller its teacher, for instance after it was loaded from a file.
+
+        Args:
+            teacher: As in the constructor; None takes the teacher away.
+            teacher_preprocessing: As in the constructor.
+        """
+        with self.distribute_strategy.scope():
+            frozen = (
+                None if teacher is None else freeze(teacher, preprocessing=teacher_preprocessing)
+            )
+        outputs = None if frozen is None else preflight.known_outputs(frozen.model)
+        preflight.check_outputs(
+            self.objectives,
+            self.views.num_views,
+            outputs,
+            preflight.known_outputs(self.student),
+        )
+        if frozen is not None:
+            preflight.warn_if_teacher_is_smaller(frozen, self.student)
+        self._teacher = frozen
+        self.train_function = self.test_function = None  # they have traced the old teacher
+
+    # ---------------------------------------------------------------- compile, fit, evaluate
+
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        loss: keras.losses.Loss | Callable | None = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        *,
+        evaluate_views: bool = False,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+    ) -> None:
+        """Configures training.
+
+        Args:
+            optimizer: Any Keras optimizer; `keras_ssd.optimizers.SGD` is that of the papers.
+            loss: One more term, on labels and plain logits: a Keras loss object with
+                `from_logits=True`, or a function of both. The mean is over all images of the batch,
+                unlabeled ones counting 0.
+            metrics: Fed with labels and plain logits; unlabeled images are left out.
+            weighted_metrics: The same, weighted by `sample_weight`.
+            evaluate_views: Evaluate with views, teacher and objectives, without augmentation. What
+                pretext training needs, where the logits do not change.
+            run_eagerly: As in Keras.
+            steps_per_execution: As in Keras.
+            jit_compile: As in Keras; not with several replicas.
+            auto_scale_loss: As in Keras.
+
+        Raises:
+            ValueError: If a combination cannot be honoured.
+        """
+        if loss is not None:
+            if isinstance(loss, str):
+                raise ValueError(
+                    f"`loss` {loss!r} is a name, and names mean the form that expects "
+                    "probabilities: give an object such as "
+                    "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+                )
+            refuse_probability_form("loss", loss)
+        optimizer = keras.optimizers.get(optimizer)
+        self._refuse_across_replicas(optimizer, jit_compile)
+        self.evaluate_views = bool(evaluate_views)
+        with self.distribute_strategy.scope():
+            trackers = Trackers([o.name for o in self.objectives], metrics, weighted_metrics)
+            self._compile_loss = None  # Keras would keep the loss of an earlier `compile`
+            self.loss = None
+            super().compile(
+                optimizer=optimizer,
+                loss=loss,
+                run_eagerly=run_eagerly,
+                steps_per_execution=steps_per_execution,
+                jit_compile=jit_compile,
+                auto_scale_loss=auto_scale_loss,
+            )
+            if not self.optimizer.built:
+                self.optimizer.build(self.student.trainable_variables)
+        self._trackers = trackers
+        self._compile_arguments = saving.Hidden(
+            {
+                "loss": loss,
+                "metrics": metrics,
+                "weighted_metrics": weighted_metrics,
+                "evaluate_views": evaluate_views,
+                "run_eagerly": run_eagerly,
+                "steps_per_execution": steps_per_execution,
+                "jit_compile": jit_compile,
+                "auto_scale_loss": auto_scale_loss,
+            }
+        )
+
+    def _refuse_across_replicas(
+        self, optimizer: keras.optimizers.Optimizer, jit_compile: bool | str
+    ) -> None:
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if replicas == 1:
+            return
+        if jit_compile is True:
+            raise ValueError(
+                f"`jit_compile=True` does not work on {replicas} replicas of one process (Keras "
+                'compiles the whole strategy): leave it at "auto".'
+            )
+        for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+            if getattr(inner, option):
+                raise ValueError(
+                    f"The optimizer's `{option}` does not work on {replicas} replicas in Keras: "
+                    "build the optimizer without it, or train on one replica."
+                )
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Any = None,
+        **options: Any,
+    ) -> keras.callbacks.History:
+        """Trains the student; arguments and result are those of `keras.Model.fit`.
+
+        The order of `Splits.train` follows the epoch by itself (`callbacks.FollowEpoch`). The first
+        call looks at a few images and warns where their values do not fit a network.
+
+        Raises:
+            ValueError: If labels, weights, images or the teacher's absence make a step impossible.
+        """
+        if options.get("class_weight") is not None and isinstance(y, np.ndarray) and (y < 0).any():
+            raise ValueError(
+                "`class_weight` has no weight for the label -1 of unlabeled images: give "
+                "`sample_weight` instead."
+            )
+        if not self._values_seen:
+            self._look_at_values(x)
+        if isinstance(x, tf.data.Dataset):
+            options.setdefault("shuffle", False)  # Keras warns that it ignores its own default
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = [*([] if callbacks is None else keras.tree.flatten(callbacks))]
+            if epochs_of(x) and not any(isinstance(c, FollowEpoch) for c in callbacks):
+                callbacks.append(FollowEpoch(x))
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            **options,
+        )
+
+    def _look_at_values(self, x: Any) -> None:
+        images = preflight.first_images(x)
+        if images is None:
+            return
+        networks = {"student": self.student}
+        if self.teacher is not None and self.teacher.preprocessing is None:
+            networks["teacher"] = self.teacher.model
+        preflight.warn_about_values(images, networks)
+        self._values_seen = True
+
+    def evaluate(self, *args: Any, **options: Any) -> Any:
+        """Evaluates the student; arguments and result are those of `keras.Model.evaluate`."""
+        self._require_compiled()
+        with self._trackers.evaluation():
+            return super().evaluate(*args, **options)
+
+    def test_on_batch(self, *args: Any, **options: Any) -> Any:
+        """Evaluates one batch; arguments and result are those of `keras.Model.test_on_batch`."""
+        self._require_compiled()
+        with self._trackers.evaluation():
+            return super().test_on_batch(*args, **options)
+
+    def _require_compiled(self) -> None:
+        if self._trackers is None:
+            raise ValueError("Call `compile()` before `evaluate()` or `test_on_batch()`.")
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The metrics that the current phase shows."""
+        return [] if self._trackers is None else self._trackers.shown
+
+    def reset_metrics(self) -> None:
+        """Starts every mean anew, shown or not."""
+        for tracker in self._trackers.all if self._trackers is not None else []:
+            tracker.reset_state()
+
+    # ---------------------------------------------------------------- the steps
+
+    def call(self, x: Any, training: bool | None = None) -> tf.Tensor:
+        """The student's logits of plain images (or of a dict with `image`)."""
+        return named(self.student(images_of(x), training=training), "student")["logits"]
+
+    @tf.autograph.experimental.do_not_convert
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One update of the student; returns the running means of the epoch."""
+        inputs = Inputs.of(data)
+        self._check_inputs(inputs)
+        preflight.check_batch_size(self.objectives, inputs.images)
+        rows, teacher = self._views_and_teacher(inputs, self._step_seed())
+        with tf.GradientTape() as tape:
+            batch, guard = self._batch(inputs, rows, teacher, training=True)
+            terms = self._run_objectives(batch)
+            share = guard.nan_if_broken(self._loss_share(batch, terms))
+            scaled = self.optimizer.scale_loss(share)
+        self._update(tape, scaled, guard)
+        self._track(batch, terms, guard.checked(share))
+        return self.get_metrics_result()
+
+    @tf.autograph.experimental.do_not_convert
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One batch of an evaluation; changes no variable but the running means."""
+        inputs = Inputs.of(data)
+        if self.evaluate_views:
+            self._check_inputs(inputs)
+            rows, teacher = self._views_and_teacher(inputs, seed=None)
+            batch, guard = self._batch(inputs, rows, teacher, training=False)
+            terms = self._run_objectives(batch)
+        else:
+            batch, guard = self._batch(inputs, inputs.images, {}, training=False)
+            terms = {} if batch.labels is None else {_CROSS_ENTROPY.name: _CROSS_ENTROPY(batch)}
+        share = guard.nan_if_broken(self._loss_share(batch, terms))
+        self._track(batch, terms, guard.checked(share))
+        return self.get_metrics_result()
+
+    def _step_seed(self) -> tf.Tensor:
+        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64)
+        return tf.stack([tf.constant(self.seed, tf.int64), step])
+
+    def _check_inputs(self, inputs: Inputs) -> None:
+        preflight.check_batch_size(self.objectives, inputs.images)
+        for objective in self.objectives:
+            if objective.needs_labels and inputs.labels is None:
+                raise ValueError(
+                    f"`{objective.name}` needs labels, and the data has none: give `y`, or drop "
+                    "the objective."
+                )
+            if objective.teacher_outputs and self.teacher is None and inputs.teacher is None:
+                raise ValueError(
+                    f"`{objective.name}` reads a teacher, and the Distiller has none: give it one "
+                    "with `Distiller(teacher=...)` or `set_teacher(teacher)`; a saved Distiller "
+                    "holds no teacher."
+                )
+        if self.loss is not None and inputs.labels is None:
+            raise ValueError("`compile(loss=)` needs labels, and the data has none: give `y`.")
+
+    def _views_and_teacher(
+        self, inputs: Inputs, seed: tf.Tensor | None
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        rows = self.views(preflight.with_known_size(inputs.images, self.student), seed)
+        if inputs.teacher is not None:
+            return rows, inputs.teacher_rows(self.views.num_views)
+        return rows, {} if self.teacher is None else self.teacher(rows)
+
+    def _batch(
+        self, inputs: Inputs, rows: tf.Tensor, teacher: Mapping[str, tf.Tensor], training: bool
+    ) -> tuple[Batch, preflight.Guard]:
+        """Runs the student and puts all that objectives are given into a Batch."""
+        with_views = training or self.evaluate_views
+        student = named(self.student(rows, training=training), "student")
+        if with_views:
+            views = self.views.num_views
+            preflight.check_outputs(self.objectives, views, teacher or None, student)
+        guard = preflight.Guard(inputs, teacher, student)
+        if num_replicas() > 1 and preflight.per_replica_batch_norm(self.student):
+            guard.refuse_no_rows(rows)
+        batch = Batch(
+            images=rows,
+            labels=guard.labels,
+            sample_weight=inputs.sample_weight,
+            teacher=teacher,
+            student=student,
+            num_views=self.views.num_views if with_views else 1,
+            index=inputs.index,
+        )
+        return batch, guard
+
+    def _run_objectives(self, batch: Batch) -> _Terms:
+        return {objective.name: objective(batch) for objective in self.objectives}
+
+    def _loss_share(self, batch: Batch, terms: _Terms) -> tf.Tensor:
+        """This replica's share of the loss: the shares of all replicas add up to it."""
+        weights = {objective.name: objective.weight for objective in self.objectives}
+        share = self._student_losses(batch)
+        counts = all_sum([count for _, count in terms.values()]) if terms else []
+        for (name, (total, _)), count in zip(terms.items(), counts, strict=True):
+            mean = tf.math.divide_no_nan(total, tf.stop_gradient(count))
+            share += tf.cast(weights.get(name, 1.0) * mean, share.dtype)
+        return share
+
+    def _student_losses(self, batch: Batch) -> tf.Tensor:
+        """Regularisers, `add_loss` and `compile(loss=)`: this replica's share."""
+        logits = at_least_float32(batch.select(batch.student["logits"], "plain"))
+        if self.loss is None and not self.losses:
+            return tf.zeros([], logits.dtype)
+        if self.loss is not None and batch.labels is None:
+            return tf.zeros([], logits.dtype)  # an evaluation without labels, which shows no loss
+        labels = None if batch.labels is None else tf.maximum(batch.labels, 0)
+        weights = batch.weights_of("plain", labeled=labels is not None)
+        loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights)
+        # Keras divides by the number of replicas, as if they had equal numbers of images.
+        rows = static_or_dynamic_rows(logits)
+        _, total = replica_rows(rows)
+        part = tf.math.divide_no_nan(tf.cast(rows, loss.dtype), tf.cast(total, loss.dtype))
+        return tf.cast(loss * num_replicas() * part, logits.dtype)
+
+    def _update(
+        self, tape: tf.GradientTape, scaled_loss: tf.Tensor, guard: preflight.Guard
+    ) -> None:
+        variables = self.student.trainable_variables
+        pairs = zip(tape.gradient(scaled_loss, variables), variables, strict=True)
+        # A head that no objective reads has no gradient; zeros would let weight decay move it.
+        pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        if not pairs:
+            raise ValueError(
+                "No objective reaches a trainable variable of the student: check `trainable` and "
+                "the outputs that the objectives read."
+            )
+        gradients, variables = zip(*pairs, strict=True)
+        gradients = shared_gradients(guard.checked(list(gradients)), self.optimizer)
+        self.optimizer.apply(gradients, list(variables))
+
+    def _track(self, batch: Batch, terms: _Terms, share: tf.Tensor) -> None:
+        trackers = self._trackers
+        student = batch.select(batch.student["logits"], "plain")
+        images = tf.cast(static_or_dynamic_rows(student), share.dtype)
+        trackers.loss.update_state(all_sum(share), sample_weight=images)
+        own_terms = {name: term for name, term in terms.items() if name in trackers.terms}
+        trackers.update_terms(own_terms)
+        teacher = batch.teacher.get("logits")
+        comparable = teacher is not None and teacher.shape[-1] == student.shape[-1]
+        if comparable:
+            teacher = batch.select(teacher, "plain")
+            trackers.update_agreement(teacher, student, batch.weights_of("plain"))
+        labeled = batch.labels is not None
+        if labeled:
+            known = tf.cast(batch.labels_of("plain") >= 0, tf.float32)
+            weights = batch.weights_of("plain", labeled=True)
+            trackers.compiled.update(batch.labels, student, known, weights)
+        trackers.show(
+            loss=labeled or bool(own_terms),
+            terms=bool(own_terms),
+            agreement=comparable,
+            compiled=labeled,
+        )
+
+    # ---------------------------------------------------------------- saving
+
+    def get_config(self) -> dict[str, Any]:
+        """What a `.keras` file holds of the Distiller: everything but the teacher."""
+        return saving.config(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Distiller:
+        """The Distiller of a `get_config`, without a teacher: see `set_teacher`."""
+        return cls(**saving.constructor_arguments(config, custom_objects))
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """The arguments of `compile`, serialised."""
+        return (
+            saving.compile_config(self.optimizer, self._compile_arguments)
+            if self.compiled
+            else None
+        )
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as the saved Distiller was compiled."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the random states of the student's layers, which Keras leaves out."""
+        saving.save_random_states(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Restores the random states of the student's layers."""
+        saving.load_random_states(self, store)
+
+    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **options: Any) -> None:
+        """Saves student, objectives, views and optimizer (`keras.Model.save`), never the teacher.
+
+        The file is written under another name and renamed, so that a save that fails leaves the
+        earlier file as it was.
+        """
+        with saving.replaced_when_complete(filepath, overwrite) as path:
+            super().save(path, overwrite=overwrite, **options)
+
+    def save_weights(
+        self, filepath: str | os.PathLike, overwrite: bool = True, **options: Any
+    ) -> None:
+        """Saves all variables (`keras.Model.save_weights`), never the teacher's; as `save` does."""
+        with saving.replaced_when_complete(filepath, overwrite) as path:
+            super().save_weights(path, overwrite=overwrite, **options)
+
+    def export(
+        self, filepath: str | os.PathLike, format: str = "tf_saved_model", **options: Any
+    ) -> None:
+        """Exports the student without its heads: `export_student`, or another format of Keras."""
+        if format == "tf_saved_model" and not options:
+            export_student(self, filepath)
+        else:
+            strip_heads(self.student).export(filepath, format=format, **options)

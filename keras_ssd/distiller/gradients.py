@@ -1,0 +1,67 @@
+"""Gradients of several replicas, where the optimizer clips or scales them."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from keras_ssd.collectives import all_sum, num_replicas
+
+
+def shared_gradients(
+    gradients: list[tf.Tensor], optimizer: keras.optimizers.Optimizer
+) -> list[tf.Tensor]:
+    """Makes clipping and the loss-scale check see the gradients of the global batch.
+
+    Keras sums gradients over replicas after it has clipped them and after it has looked for an
+    overflow: an overflow on one replica would reach every weight, and a norm would be clipped a
+    replica at a time. So the gradients are summed and clipped here and divided by the number of
+    replicas, which leaves Keras nothing to clip, one answer to its check everywhere, and a sum that
+    gives them back.
+
+    Args:
+        gradients: This replica's gradients (of the scaled loss).
+        optimizer: The optimizer that will apply them.
+
+    Returns:
+        Gradients for `optimizer.apply`; the same ones on one replica, or where the optimizer
+        neither clips nor scales.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    scales = inner is not optimizer or inner.loss_scale_factor is not None
+    if num_replicas() == 1 or not (scales or _clips(inner)):
+        return gradients
+    total = all_sum([tf.convert_to_tensor(gradient) for gradient in gradients])
+    scale = optimizer.dynamic_scale if inner is not optimizer else inner.loss_scale_factor
+    total = _clip(total, inner, 1.0 if scale is None else tf.convert_to_tensor(scale))
+    return [gradient / num_replicas() for gradient in total]
+
+
+def _clips(optimizer: keras.optimizers.Optimizer) -> bool:
+    limits = (optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue)
+    return any(limit is not None for limit in limits)
+
+
+def _clip(
+    gradients: list[tf.Tensor],
+    optimizer: keras.optimizers.Optimizer,
+    scale: tf.Tensor | float,
+) -> list[tf.Tensor]:
+    def limit_for(gradient: tf.Tensor, limit: float) -> tf.Tensor:
+        return tf.cast(limit * scale, gradient.dtype)
+
+    if optimizer.clipnorm is not None:
+        return [tf.clip_by_norm(g, limit_for(g, optimizer.clipnorm)) for g in gradients]
+    if optimizer.global_clipnorm is not None:
+        limit = limit_for(gradients[0], optimizer.global_clipnorm)
+        return tf.clip_by_global_norm(gradients, limit)[0]
+    if optimizer.clipvalue is not None:
+        limits = [limit_for(g, optimizer.clipvalue) for g in gradients]
+        clipped = [
+            tf.clip_by_value(g, -limit, limit) for g, limit in zip(gradients, limits, strict=True)
+        ]
+        # An overflow must stay one: the loss-scale check comes later.
+        return [
+            tf.where(tf.math.is_finite(g), c, g) for g, c in zip(gradients, clipped, strict=True)
+        ]
+    return gradients

@@ -1,0 +1,100 @@
+"""What `fit` hands to a step, brought into one form."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ssd.losses import at_least_float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """One replica's part of a batch.
+
+    Attributes:
+        images: `[B, height, width, channels]`.
+        labels: int32 `[B]`, or floats `[B, C]`, or None.
+        sample_weight: Floats `[B]`, or None.
+        index: Integers `[B]`, or None.
+        teacher: Outputs of a teacher that ran before, `[B, ...]` each (`[B, V, ...]` with V > 1
+            views an image), or None.
+    """
+
+    images: tf.Tensor
+    labels: tf.Tensor | None
+    sample_weight: tf.Tensor | None
+    index: tf.Tensor | None
+    teacher: Mapping[str, tf.Tensor] | None
+
+    @classmethod
+    def of(cls, data: Any) -> Inputs:
+        """Reads `x`, `(x, y)` or `(x, y, sample_weight)`; x may be a dict with `image`."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        rest = x if isinstance(x, Mapping) else {}
+        images = images_of(x)
+        return cls(
+            images=images,
+            labels=None if y is None else _labels(y),
+            sample_weight=None if sample_weight is None else _weights(sample_weight),
+            index=rest.get("index"),
+            teacher=rest.get("teacher"),
+        )
+
+    def teacher_rows(self, num_views: int) -> dict[str, tf.Tensor]:
+        """The stored teacher outputs as rows `[B * V, ...]`."""
+        rows = {}
+        for name, tensor in (self.teacher or {}).items():
+            if num_views > 1 and (tensor.shape.rank < 3 or tensor.shape[1] != num_views):
+                raise ValueError(
+                    f"The stored teacher output {name!r} must be [images, {num_views}, ...], one "
+                    f"row a view, got shape {tuple(tensor.shape)}: store what the teacher says of "
+                    "every view, or use `views=Plain()`."
+                )
+            joined = num_views > 1
+            rows[name] = tf.reshape(tensor, [-1, *tensor.shape[2:]]) if joined else tensor
+        return rows
+
+
+def images_of(x: Any) -> tf.Tensor:
+    """The images of an `x`, which is a tensor or a dict with `image`."""
+    if isinstance(x, Mapping):
+        if "image" not in x:
+            raise ValueError(f"A dict of inputs must hold `image`, got the keys {sorted(x)}.")
+        x = x["image"]
+    if not hasattr(x, "shape") or len(x.shape) != 4:
+        raise ValueError(
+            "Images must be [batch, height, width, channels], got "
+            f"{'shape ' + str(tuple(x.shape)) if hasattr(x, 'shape') else type(x).__name__}."
+        )
+    return x
+
+
+def _labels(y: Any) -> tf.Tensor:
+    labels = tf.convert_to_tensor(y)
+    if labels.shape.rank == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape.rank == 1:
+        return tf.cast(labels, tf.int32)
+    if labels.shape.rank == 2:
+        return at_least_float32(
+            tf.cast(labels, tf.float32) if not labels.dtype.is_floating else labels
+        )
+    raise ValueError(
+        f"Labels must be integers [batch] or one-hot rows [batch, classes], got shape {labels.shape}."
+    )
+
+
+def _weights(sample_weight: Any) -> tf.Tensor:
+    weights = tf.convert_to_tensor(sample_weight)
+    if not weights.dtype.is_floating:
+        weights = tf.cast(weights, tf.float32)
+    if weights.shape.rank == 2 and weights.shape[1] == 1:
+        weights = weights[:, 0]
+    if weights.shape.rank != 1:
+        raise ValueError(f"`sample_weight` must be one number an image, got shape {weights.shape}.")
+    return at_least_float32(weights)

@@ -1,0 +1,328 @@
+"""What is checked before and while a Distiller trains: networks, outputs, labels, weights, values."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ssd.collectives import num_replicas
+from keras_ssd.distiller.inputs import Inputs
+from keras_ssd.objectives import Objective
+from keras_ssd.teacher import FrozenTeacher, named
+
+_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
+
+
+def check_student(student: Any) -> None:
+    """Refuses students that are no built Keras model of the current strategy scope."""
+    if not isinstance(student, keras.Model):
+        raise TypeError(f"`student` must be a Keras model, got {student!r}.")
+    if not student.built:
+        raise ValueError(
+            f"The student {student.name!r} has no weights yet: call it once on a batch of images, "
+            "or give it an input shape, before you make the Distiller."
+        )
+    strategy = tf.distribute.get_strategy()
+    if not all(strategy.extended.variable_created_in_scope(v.value) for v in student.variables):
+        raise ValueError(
+            "The student and the Distiller must be made under the same `tf.distribute` strategy: "
+            "build both inside one `with strategy.scope():`."
+        )
+
+
+def check_objectives(objectives: Sequence[Objective], reserved: Iterable[str]) -> None:
+    """Refuses things that are no objectives and names that hide one another."""
+    if not objectives:
+        raise ValueError("`objectives` is empty: give at least one, or a preset such as `sskd()`.")
+    names = list(reserved)
+    for objective in objectives:
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"`objectives` must hold Objective instances, got {objective!r}: derive it from "
+                "`keras_ssd.objectives.Objective`, or give a loss to `compile(loss=)`."
+            )
+        if objective.name in names:
+            raise ValueError(
+                f"Two terms are named {objective.name!r} (or it is a reserved name): give one of "
+                "them another `name=`."
+            )
+        names.append(objective.name)
+
+
+def known_outputs(network: Any) -> dict[str, Any] | None:
+    """Named symbolic outputs of a functional or Sequential model; None where only a call tells."""
+    if not isinstance(network, keras.Model) or not hasattr(network, "outputs"):
+        return None
+    if isinstance(network, keras.Sequential):
+        return {"logits": network.outputs[0]}
+    return named(network.output, f"model {network.name!r}")
+
+
+def check_outputs(
+    objectives: Sequence[Objective],
+    num_views: int,
+    teacher: Mapping[str, Any] | None,
+    student: Mapping[str, Any] | None,
+) -> None:
+    """Refuses objectives whose outputs do not exist or do not fit one another.
+
+    Args:
+        objectives: The objectives.
+        num_views: Rows of an image.
+        teacher: Named outputs (symbolic or real) of the teacher, None where not known yet.
+        student: The same of the student.
+    """
+    if student is not None:
+        _check_logits("student", student)
+    for objective in objectives:
+        if objective.needs_views and num_views == 1:
+            raise ValueError(
+                f"`{objective.name}` reads transformed views, but the views make one row an image: "
+                "use `views=Rotations()`."
+            )
+        _check_names(objective, "teacher", objective.teacher_outputs, teacher)
+        _check_names(objective, "student", objective.student_outputs, student)
+        if teacher is not None and "logits" in objective.teacher_outputs:
+            _check_logits("teacher", teacher)
+        if objective.needs_equal_widths and teacher is not None and student is not None:
+            _check_widths(objective, teacher, student)
+
+
+def _check_logits(owner: str, outputs: Mapping[str, Any]) -> None:
+    if "logits" not in outputs:
+        raise ValueError(
+            f"The {owner} must return `logits`, got the outputs {sorted(outputs)}: name its class "
+            "scores so."
+        )
+    logits = outputs["logits"]
+    if len(logits.shape) != 2 or logits.shape[-1] is None or logits.shape[-1] < 2:
+        raise ValueError(
+            f"The {owner}'s logits must be [rows, classes] with at least 2 classes, got "
+            f"{tuple(logits.shape)}: end a two-class network in 2 logits, and pool feature maps."
+        )
+    if ends_in_probabilities(logits):
+        raise ValueError(
+            f"The {owner} ends in a softmax or sigmoid, and logits are needed: build it without "
+            "(`classifier_activation=None` in `keras.applications`)."
+        )
+
+
+def _check_names(
+    objective: Objective, owner: str, wanted: Sequence[str], outputs: Mapping[str, Any] | None
+) -> None:
+    missing = [name for name in wanted if outputs is not None and name not in outputs]
+    if missing:
+        raise ValueError(
+            f"`{objective.name}` reads the {owner}'s output {missing[0]!r}, which the {owner} "
+            f"lacks (it has {sorted(outputs or ())}): attach the head, for instance with "
+            "`with_projection`, or name a layer with `named_outputs`."
+        )
+
+
+def _check_widths(
+    objective: Objective, teacher: Mapping[str, Any], student: Mapping[str, Any]
+) -> None:
+    pairs = zip(objective.teacher_outputs, objective.student_outputs, strict=True)
+    for teacher_name, student_name in pairs:
+        widths = teacher[teacher_name].shape[-1], student[student_name].shape[-1]
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"`{objective.name}` compares class distributions, but the teacher has "
+                f"{widths[0]} classes and the student {widths[1]}: give both one class set, or "
+                "use objectives that compare images, such as SimilarityTransfer."
+            )
+
+
+def ends_in_probabilities(output: Any) -> bool:
+    """Whether a symbolic output comes straight from a softmax or sigmoid."""
+    # Keras has no public way from a tensor to the layer that made it; a real tensor has no history.
+    history = getattr(output, "_keras_history", None)
+    if history is None:
+        return False
+    operation = history.operation
+    if isinstance(operation, keras.Model):
+        inner = getattr(operation, "outputs", None)
+        return bool(inner) and ends_in_probabilities(inner[history.tensor_index])
+    name = type(operation).__name__
+    return name in ("Softmax", "Sigmoid") or getattr(operation, "activation", 0) in _PROBABILITIES
+
+
+def check_batch_size(objectives: Sequence[Objective], images: tf.Tensor) -> None:
+    """Refuses a static global batch of one image where images are compared with one another."""
+    comparing = [objective.name for objective in objectives if objective.compares_images]
+    if comparing and images.shape[0] == 1 and num_replicas() == 1:
+        raise ValueError(
+            f"`{comparing[0]}` compares the images of a batch with one another, and this batch "
+            "holds one image: use a larger `batch_size`."
+        )
+
+
+class Guard:
+    """What only a running step can tell: labels, weights and class scores that mean nothing.
+
+    Assertions stop the run before any update. XLA drops them; there the loss turns NaN and the
+    gradient 0.
+
+    Attributes:
+        labels: The labels, moved into -1..C-1, so that nothing reads past the last class.
+    """
+
+    def __init__(
+        self, inputs: Inputs, teacher: Mapping[str, tf.Tensor], student: Mapping[str, tf.Tensor]
+    ) -> None:
+        self._checks: list[tf.Tensor] = []
+        self._assertions: list[tf.Operation] = []
+        self.labels = inputs.labels
+        if self.labels is not None:
+            self._check_labels(inputs.labels, student["logits"].shape[-1])
+        weights = inputs.sample_weight
+        if weights is not None:
+            fits = tf.math.is_finite(weights) & (weights >= 0)
+            self._require(fits, "`sample_weight` must be finite and >= 0, got values from", weights)
+        for owner, outputs in (("teacher", teacher), ("student", student)):
+            if "logits" in outputs:
+                self._refuse_probabilities(owner, outputs["logits"])
+
+    def _check_labels(self, labels: tf.Tensor, num_classes: int) -> None:
+        if labels.shape.rank == 1:
+            words = f"Labels must be -1 (unlabeled) or 0..{num_classes - 1}, got values from"
+            self._require((labels >= -1) & (labels < num_classes), words, labels)
+            self.labels = tf.clip_by_value(labels, -1, num_classes - 1)
+        elif labels.shape[1] != num_classes:
+            raise ValueError(
+                f"One-hot labels have {labels.shape[1]} classes and the student {num_classes}: "
+                "they must have the same."
+            )
+        else:
+            fits = tf.math.is_finite(labels) & (labels >= 0)
+            words = "One-hot and soft labels must be finite and >= 0, got values from"
+            self._require(fits, words, labels)
+
+    def _refuse_probabilities(self, owner: str, logits: tf.Tensor) -> None:
+        logits = tf.cast(logits, tf.float32)
+        sums_to_one = tf.abs(tf.reduce_sum(logits, axis=-1) - 1) < 1e-2
+        some_logits = tf.reduce_any(logits < 0) | ~tf.reduce_all(sums_to_one)
+        words = (
+            f"The {owner} returns probabilities, and logits are needed: build it without softmax"
+        )
+        self._require(some_logits | tf.equal(tf.size(logits), 0), words, logits)
+
+    def _require(self, fits: tf.Tensor, words: str, values: tf.Tensor) -> None:
+        fits = tf.reduce_all(fits)
+        found = [words, tf.reduce_min(values), "to", tf.reduce_max(values)]
+        self._checks.append(fits)
+        self._add(tf.debugging.Assert(fits, found))
+
+    def _add(self, assertion: tf.Operation | None) -> None:
+        if assertion is not None:  # None: it has held already, eagerly
+            self._assertions.append(assertion)
+
+    def refuse_no_rows(self, rows: tf.Tensor) -> None:
+        """Refuses a replica without an image: batch normalisation of nothing is NaN."""
+        message = (
+            "A replica got no image of this batch, and batch normalisation of nothing is NaN: use "
+            "drop_remainder=True, or build the student with synchronized_batch_norm=True."
+        )
+        self._add(tf.debugging.assert_greater(tf.shape(rows)[0], 0, message=message))
+
+    def nan_if_broken(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss, or NaN without a gradient where a check failed."""
+        return tf.where(tf.reduce_all(self._checks), loss, float("nan"))
+
+    def checked(self, tensors: Any) -> Any:
+        """The tensors, not before all assertions have held."""
+        with tf.control_dependencies(self._assertions):
+            return tf.nest.map_structure(tf.identity, tensors)
+
+
+def with_known_size(images: tf.Tensor, student: keras.Model) -> tf.Tensor:
+    """The images with the size that the student's input declares, where the data leaves it open."""
+    size = getattr(student, "input_shape", None)
+    if images.shape[1:].is_fully_defined() or not isinstance(size, tuple):
+        return images
+    return tf.ensure_shape(images, [None, *size[1:]])
+
+
+def flat_layers(network: Any) -> Iterator[keras.layers.Layer]:
+    """All layers of a model, nested ones included."""
+    if isinstance(network, keras.layers.Layer):
+        yield network
+        for layer in getattr(network, "layers", ()):
+            yield from flat_layers(layer)
+
+
+def per_replica_batch_norm(student: keras.Model) -> bool:
+    """Whether a batch normalisation of the student sees its own replica's rows alone."""
+    return any(
+        isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+        for layer in flat_layers(student)
+    )
+
+
+def uses_float16(student: keras.Model) -> bool:
+    """Whether a layer of the student computes in float16, so that the loss must be scaled."""
+    return any(layer.compute_dtype == "float16" for layer in flat_layers(student))
+
+
+def warn_if_teacher_is_smaller(teacher: FrozenTeacher, student: keras.Model) -> None:
+    """Warns where teacher and student look swapped."""
+    if teacher.model is not None and teacher.model.count_params() < student.count_params():
+        warnings.warn(
+            f"The teacher has fewer parameters ({teacher.model.count_params():,}) than the student "
+            f"({student.count_params():,}): are they swapped?",
+            stacklevel=3,
+        )
+
+
+def first_images(x: Any) -> Any:
+    """A few images of what `fit` was given, or None where looking would use them up."""
+    if isinstance(x, tf.data.Dataset):
+        for batch in x.take(1):
+            x = batch[0] if isinstance(batch, tuple) else batch
+    if isinstance(x, Mapping):
+        x = x.get("image")
+    if not hasattr(x, "shape") or len(x.shape) != 4:
+        return None
+    return keras.ops.convert_to_numpy(x[:64])
+
+
+def warn_about_values(images: Any, networks: Mapping[str, Any]) -> None:
+    """Warns where the values of the images do not fit what a network expects.
+
+    Args:
+        images: Array `[few, height, width, channels]`.
+        networks: The models that take these images as they are, by the name of their part.
+    """
+    if images.size == 0:
+        return
+    low, high = float(images.min()), float(images.max())
+    for part, network in networks.items():
+        raw = _expects_raw_images(network)
+        if raw is True and (low < 0 or high <= 2):
+            warnings.warn(
+                f"The {part} {network.name!r} normalises raw images (0..255) itself, but the "
+                f"images lie in {low:.4g}..{high:.4g}: give raw images, or build it without `mean` "
+                "and `std`.",
+                stacklevel=3,
+            )
+        elif raw is False and low >= 0 and high > 20:
+            warnings.warn(
+                f"The {part} {network.name!r} has no layer that normalises, but the images lie in "
+                f"{low:.4g}..{high:.4g}: build it with `data.info`, or normalise the images.",
+                stacklevel=3,
+            )
+
+
+def _expects_raw_images(network: Any) -> bool | None:
+    if not isinstance(network, keras.Model) or not hasattr(network, "outputs"):
+        return None  # a subclassed model may do anything in its call
+    layers = list(flat_layers(network))
+    if any(type(layer).__name__ in ("FrozenBackbone", "Lambda") for layer in layers):
+        return None
+    return any(
+        isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization)) for layer in layers
+    )

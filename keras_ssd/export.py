@@ -1,0 +1,204 @@
+"""The student as a SavedModel that runs without Keras and without this library."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ssd.heads.taps import is_functional, strip_heads
+from keras_ssd.layers.frozen_backbone import FrozenBackbone, FrozenCopy
+from keras_ssd.losses.precision import at_least_float32
+
+_EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
+
+
+def export_student(
+    distiller_or_network: keras.Model,
+    path: str | os.PathLike[str],
+    outputs: Literal["logits", "probabilities"] = "logits",
+) -> pathlib.Path:
+    """Writes the student's inference function as a SavedModel, verified against the student.
+
+    `tf.saved_model.load(path).signatures["serving_default"](image=...)` gives a dict with the one
+    entry `outputs`, float32 (float64 for a float64 student) of shape `(rows, classes)`, for any
+    number of rows; it needs TensorFlow only. The images are raw (uint8, 0..255) when the student
+    begins with a `Rescaling` or `Normalization` layer, else float32 as the student takes them.
+    Heads and the teacher are not in the file; of a subclassed student, whose layers are known only
+    while it runs, the weights of its heads are.
+
+    The file is read back and compared with the student on random images before it gets its name;
+    the largest difference is printed. An earlier SavedModel at `path` is replaced only then.
+
+    Args:
+        distiller_or_network: A Distiller (its `student` is exported) or any built Keras model that
+            returns logits, or a dict with `logits`.
+        path: The folder to write. It must not exist, or hold an earlier SavedModel.
+        outputs: `"logits"`, or `"probabilities"`: their softmax, computed in float32.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: If there is no Keras model to export.
+        ValueError: If the student is not built, has several inputs, gives no logits or ends with a
+            softmax; `outputs` is unknown; or `path` is something else than a SavedModel.
+        RuntimeError: If what was written computes something else than the student.
+    """
+    if outputs not in ("logits", "probabilities"):
+        raise ValueError(f"`outputs` must be 'logits' or 'probabilities', got {outputs!r}.")
+    path = pathlib.Path(path)
+    _check_path(path)
+    student = getattr(distiller_or_network, "student", distiller_or_network)
+    if not isinstance(student, keras.Model):
+        raise TypeError(
+            f"Expected a Distiller or a Keras model, got {type(distiller_or_network).__name__}."
+        )
+    spec = _image_spec(student)
+    batches = [_random_images(spec, rows) for rows in (1, 3)]
+    expected = [_answer(_logits(student(batch, training=False)), outputs) for batch in batches]
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        new = pathlib.Path(folder, "new")
+        _write(strip_heads(student) if is_functional(student) else student, spec, outputs, new)
+        difference = _verify(new, batches, expected, outputs, _tolerance(student))
+        _put_in_place(new, path, earlier=pathlib.Path(folder, "earlier"))
+    print(f"{path}: differs from the student by at most {difference:.2g} on random images")
+    return path
+
+
+def _check_path(path: pathlib.Path) -> None:
+    if path.exists() and not tf.saved_model.contains_saved_model(str(path)):
+        raise ValueError(
+            f"{path} exists and is no SavedModel, so it is not replaced: give a new path "
+            "or remove it."
+        )
+
+
+def _image_spec(student: keras.Model) -> tf.TensorSpec:
+    """Shape and dtype of a batch of images, the number of rows left free."""
+    if not student.built:
+        raise ValueError(
+            f"The student {student.name!r} is not built: call it once on a batch of images before."
+        )
+    if is_functional(student):
+        if len(student.inputs) != 1:
+            raise ValueError(
+                f"The student {student.name!r} takes {len(student.inputs)} inputs, but only a "
+                "network that takes the images alone is exported."
+            )
+        shape, dtype = student.inputs[0].shape, student.inputs[0].dtype
+    else:
+        shape, dtype = (student.get_build_config() or {}).get("input_shape"), "float32"
+    if not isinstance(shape, (tuple, list)) or any(
+        isinstance(size, (tuple, list)) for size in shape
+    ):
+        raise ValueError(
+            f"The student {student.name!r} does not tell the shape of its images: call it once on "
+            "a batch of images before."
+        )
+    raw = isinstance(
+        next(_layers(student), None), (keras.layers.Rescaling, keras.layers.Normalization)
+    )
+    return tf.TensorSpec((None, *shape[1:]), "uint8" if raw else dtype, name="image")
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers of a model in order, those of nested and frozen models included."""
+    for layer in model.layers:
+        inner = layer.frozen.model if isinstance(layer, FrozenBackbone) else layer
+        if isinstance(inner, keras.Model):
+            yield from _layers(inner)
+        elif not isinstance(inner, keras.layers.InputLayer):
+            yield inner
+
+
+def _random_images(spec: tf.TensorSpec, rows: int) -> tf.Tensor:
+    generator = np.random.default_rng(rows)
+    shape = [rows, *(64 if size is None else size for size in spec.shape[1:])]
+    if spec.dtype.is_integer:
+        return tf.constant(generator.integers(0, 256, shape), spec.dtype)
+    return tf.cast(generator.normal(size=shape), spec.dtype)
+
+
+def _logits(outputs: Any) -> tf.Tensor:
+    """The logits among what a network returns, at least float32."""
+    logits: Any = outputs.get("logits") if isinstance(outputs, dict) else outputs
+    if not tf.is_tensor(logits) or logits.shape.rank != 2:
+        raise ValueError(
+            "The student must return a tensor (rows, classes) or a dict with one under 'logits', "
+            f"got {sorted(outputs) if isinstance(outputs, dict) else outputs!r}."
+        )
+    return at_least_float32(logits, "logits")
+
+
+def _answer(logits: tf.Tensor, outputs: str) -> np.ndarray:
+    """What the exported function must give for these logits."""
+    if np.all(logits >= 0) and np.allclose(np.sum(logits, axis=-1), 1, atol=1e-2):
+        raise ValueError(
+            "The student ends with a softmax: build it without (classifier_activation=None, or no "
+            "activation in its last Dense layer) and export with outputs='probabilities'."
+        )
+    return (tf.nn.softmax(logits) if outputs == "probabilities" else logits).numpy()
+
+
+def _write(network: keras.Model, spec: tf.TensorSpec, outputs: str, folder: pathlib.Path) -> None:
+    """Saves the inference function of `network` on plain variables, so without a trace of Keras."""
+    module = tf.Module()
+    frozen = FrozenCopy(network)
+    module.weights = [variable.value for variable in frozen.variables]
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        logits = _logits(frozen(image))
+        return {outputs: tf.nn.softmax(logits) if outputs == "probabilities" else logits}
+
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": serve})
+
+
+def _verify(
+    folder: pathlib.Path,
+    batches: list[tf.Tensor],
+    expected: list[np.ndarray],
+    outputs: str,
+    tolerance: float,
+) -> float:
+    """The largest difference between SavedModel and student; raises if it is no rounding."""
+    loaded = tf.saved_model.load(str(folder))
+    serve = loaded.signatures["serving_default"]
+    got = np.concatenate([serve(image=batch)[outputs].numpy() for batch in batches])
+    wanted = np.concatenate(expected)
+    difference = float(np.max(np.abs(got - wanted)))
+    limit = tolerance * float(np.max(np.abs(wanted)))
+    if not difference <= limit:  # also refuses NaN
+        raise RuntimeError(
+            f"The SavedModel's {outputs} differ from the student's by {difference:.3g}, more than "
+            f"rounding explains ({limit:.3g}); nothing was exported."
+        )
+    return difference
+
+
+def _tolerance(student: keras.Model) -> float:
+    """The relative difference that the coarsest precision in the network explains."""
+    dtypes = {layer.compute_dtype for layer in _layers(student)} | {student.compute_dtype}
+    return min(64 * max(_EPSILONS.get(dtype, 0.0) for dtype in dtypes), 0.1)
+
+
+def _put_in_place(new: pathlib.Path, path: pathlib.Path, earlier: pathlib.Path) -> None:
+    """Renames `new` to `path`; what stood there is moved to `earlier`, and back if that fails."""
+    if not path.exists():
+        new.rename(path)
+        return
+    path.rename(earlier)
+    try:
+        new.rename(path)
+    except OSError:
+        earlier.rename(path)
+        raise

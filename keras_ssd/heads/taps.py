@@ -1,0 +1,199 @@
+"""Named outputs: reading layers inside a model, and taking heads off again."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import keras
+
+Side = Literal["input", "output"]
+
+
+def named_outputs(model: keras.Model, taps: Mapping[str, str]) -> keras.Model:
+    """A network that returns `logits` and, under names of your choice, what layers give.
+
+    All layers are shared: training the network trains `model`.
+
+    Args:
+        model: A functional, Sequential or nested Keras model that returns the logits, or a dict of
+            named outputs with `logits` among them (these are kept).
+        taps: From the name of a new output to the name of a layer, nested ones as
+            `backbone/block_3`.
+
+    Returns:
+        A functional model that returns a dict of tensors.
+
+    Raises:
+        TypeError: If `model` is no Keras model.
+        ValueError: If `model` is subclassed or not built, a name is taken or unknown, or a layer
+            is called several times or returns several tensors.
+    """
+    network = as_functional(model)
+    taken = [name for name in taps if name in outputs_of(network)]
+    if taken:
+        raise ValueError(
+            f"Model {model.name!r} has an output named {taken[0]!r} already: give the tap "
+            "another name."
+        )
+    rebuilt, tensors = rebuild(network, taps)
+    return network_like(model, rebuilt.input, {**outputs_of(rebuilt), **tensors})
+
+
+def strip_heads(network: keras.Model) -> keras.Model:
+    """The function of `network` with only `logits`, sharing its layers.
+
+    Args:
+        network: A functional or Sequential model. One that has a single output comes back as it is.
+
+    Returns:
+        A model that returns the tensor of logits.
+
+    Raises:
+        TypeError: If `network` is no Keras model.
+        ValueError: If it is subclassed or not built, or returns no `logits`.
+    """
+    functional = as_functional(network)
+    logits = outputs_of(functional)["logits"]
+    if not isinstance(functional.output, dict):
+        return network
+    return network_like(network, functional.input, logits)
+
+
+def as_functional(model: keras.Model) -> keras.Model:
+    """`model` as an uncompiled functional model on the same layers; subclassed ones are refused."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"Expected a Keras model, got {type(model).__name__}.")
+    if isinstance(model, keras.Sequential):
+        if not model.built:
+            raise ValueError(
+                f"Sequential model {model.name!r} is not built: begin it with keras.Input(...) "
+                "or call it once on a batch of images."
+            )
+        return network_like(model, model.inputs[0], model.outputs[0])
+    if not is_functional(model):
+        raise ValueError(
+            f"{type(model).__name__} {model.name!r} is a subclassed model, whose layers are known "
+            "only while it runs: return a dict such as {'logits': ..., 'projection': ...} from its "
+            "`call` instead."
+        )
+    return network_like(model, model.input, model.output)
+
+
+def is_functional(model: Any) -> bool:
+    """Whether the graph of `model` is known: functional or a built Sequential."""
+    if isinstance(model, keras.Sequential):
+        return model.built
+    return isinstance(model, keras.Model) and hasattr(model, "operations")
+
+
+def outputs_of(model: keras.Model) -> dict[str, keras.KerasTensor]:
+    """The named outputs of a functional model; a single tensor is `logits`."""
+    outputs = model.output
+    if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
+        outputs = outputs[0]
+    if isinstance(outputs, keras.KerasTensor):
+        return {"logits": outputs}
+    if isinstance(outputs, dict) and "logits" in outputs:
+        return dict(outputs)
+    raise ValueError(
+        f"Model {model.name!r} must return a tensor (the logits) or a dict with 'logits', got "
+        f"{sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__}."
+    )
+
+
+def network_like(model: keras.Model, inputs: Any, outputs: Any) -> keras.Model:
+    """A functional model with the name and the dtype policy of `model`."""
+    network = keras.Model(inputs, outputs, name=model.name)
+    network.dtype_policy = model.dtype_policy
+    return network
+
+
+def layers_by_path(
+    model: keras.Model, prefix: str = ""
+) -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Every layer that can be tapped, with its path, in the order in which the layers run."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        yield prefix + layer.name, layer
+        if is_functional(layer):
+            yield from layers_by_path(layer, f"{prefix}{layer.name}/")
+
+
+def rebuild(
+    model: keras.Model, taps: Mapping[str, str], side: Side = "output"
+) -> tuple[keras.Model, dict[str, keras.KerasTensor]]:
+    """`model` on a new input, sharing all layers, and the tensors at the tapped layers.
+
+    A layer's own `.output` belongs to the first graph that it was called in, which need not be this
+    model's, and never reaches out of a nested model. So the graph is run again and watched.
+
+    Args:
+        model: A functional model.
+        taps: From a name to the path of a layer.
+        side: Whether a tap is what goes into a layer or what comes out.
+
+    Returns:
+        The rebuilt model and, under the names of `taps`, symbolic tensors of its graph.
+    """
+    _check_paths(model, taps)
+    found: dict[str, keras.KerasTensor] = {}
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        mine = {name: path for name, path in taps.items() if path.split("/")[0] == layer.name}
+        repeated = [path for name, path in mine.items() if name in found]
+        if repeated:
+            raise ValueError(
+                f"Layer {repeated[0]!r} is called several times, so its name does not say which "
+                "output is meant: tap a layer that is called once."
+            )
+        inner = {name: path.partition("/")[2] for name, path in mine.items() if "/" in path}
+        outputs, tensors = _call_tapped(layer, inner, side, args, kwargs)
+        found.update(tensors)
+        for name, path in mine.items():
+            if name not in inner:
+                found[name] = _one_tensor(outputs if side == "output" else args[0], path)
+        return outputs
+
+    rebuilt = keras.models.clone_model(
+        model, clone_function=lambda layer: layer, call_function=call
+    )
+    return rebuilt, {name: found[name] for name in taps}
+
+
+def _call_tapped(
+    layer: Any,
+    taps: Mapping[str, str],
+    side: Side,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Any, dict[str, keras.KerasTensor]]:
+    """Calls a layer; a nested model is replaced by one that returns the tapped tensors too."""
+    if not taps:
+        return layer(*args, **kwargs), {}
+    rebuilt, tensors = rebuild(as_functional(layer), taps, side)
+    flat = {f"/{i}": tensor for i, tensor in enumerate(keras.tree.flatten(rebuilt.output))}
+    results = network_like(layer, rebuilt.input, {**flat, **tensors})(*args, **kwargs)
+    outputs = keras.tree.pack_sequence_as(rebuilt.output, [results[key] for key in flat])
+    return outputs, {name: results[name] for name in tensors}
+
+
+def _one_tensor(tensor: Any, path: str) -> keras.KerasTensor:
+    if not isinstance(tensor, keras.KerasTensor):
+        raise ValueError(f"Layer {path!r} gives several tensors: tap a layer that gives one.")
+    return tensor
+
+
+def _check_paths(model: keras.Model, taps: Mapping[str, str]) -> None:
+    paths = [path for path, _ in layers_by_path(model)]
+    for path in taps.values():
+        if path in paths:
+            continue
+        same_name = [known for known in paths if known.split("/")[-1] == path.split("/")[-1]]
+        near = list(dict.fromkeys(same_name + difflib.get_close_matches(path, paths)))[:5]
+        raise ValueError(
+            f"No layer {path!r} in model {model.name!r}. Close names: {', '.join(near) or 'none'}. "
+            "Write nested layers as 'backbone/block3'."
+        )

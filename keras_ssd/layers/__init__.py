@@ -1,0 +1,6 @@
+"""Layers of the library's networks."""
+
+from keras_ssd.layers.batch_normalization import BatchNormalization
+from keras_ssd.layers.frozen_backbone import FrozenBackbone
+
+__all__ = ["BatchNormalization", "FrozenBackbone"]

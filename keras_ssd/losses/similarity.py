@@ -1,0 +1,51 @@
+"""Similarities between rows of projections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keras import ops
+
+from keras_ssd.losses.precision import at_least_float32
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+SMALLEST_NORM = 1e-8  # the default of `torch.nn.CosineSimilarity`, which the authors used
+
+
+def cosine_similarity(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """Cosine of the angle between every row and every column.
+
+    `<a, b> / (max(|a|, 1e-8) * max(|b|, 1e-8))`, as a matrix product of normalised vectors.
+    A zero vector has similarity 0 to everything.
+
+    Args:
+        rows: Float tensor `[R, D]`.
+        columns: Float tensor `[C, D]`.
+
+    Returns:
+        Tensor `[R, C]` in -1..1 (up to rounding), float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: If the widths of the vectors differ.
+        TypeError: If the vectors are integers.
+
+    Source: Xu et al. 2020, arXiv:2006.07114, the matrix A of the self-supervision task. The
+    authors' code divides a broadcast `[R, D, C]` product by the norms; same values. The gradient
+    at a zero vector is 0 here, there it is of size 1e8.
+    """
+    rows, columns = _normalize(rows, "rows"), _normalize(columns, "columns")
+    if not rows.shape[-1:].is_compatible_with(columns.shape[-1:]):
+        raise ValueError(
+            f"Rows have width {rows.shape[-1]} and columns width {columns.shape[-1]}: compare "
+            "projections of one network with each other."
+        )
+    return ops.matmul(rows, ops.transpose(columns))
+
+
+def _normalize(vectors: tf.Tensor, name: str) -> tf.Tensor:
+    vectors = at_least_float32(vectors, name)
+    squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
+    norms = ops.sqrt(ops.maximum(squares, SMALLEST_NORM**2))
+    return vectors / norms

@@ -1,0 +1,134 @@
+"""The papers' networks, built by name."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_ssd.models import resnet
+from keras_ssd.models.blocks import Blocks
+
+__all__ = ["build", "names"]
+
+_NETWORKS = {**resnet.NETWORKS}
+
+
+def names() -> list[str]:
+    """The names that `build` knows, in the order of their families."""
+    return list(_NETWORKS)
+
+
+def build(
+    name: str,
+    info: Any = None,  # duck-typed: `data.load(...).info` or anything with its attributes
+    *,
+    num_classes: int | None = None,
+    input_shape: Sequence[int | None] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    synchronized_batch_norm: bool = False,
+    dtype: str | keras.dtype_policies.DTypePolicy | None = None,
+) -> keras.Model:
+    """Build a network of the papers, with fresh weights.
+
+    With `mean` and `std` the network begins with its own normalisation and takes raw images, uint8
+    or float, 0 to 255. Without them it takes images that are normalised already.
+
+    Args:
+        name: One of `names()`, for example "resnet8x4".
+        info: Optional; an object with the attributes `num_classes`, `input_shape`, `mean` and `std`
+            for the arguments below that are not given, such as `data.load(...).info`.
+        num_classes: Int > 0.
+        input_shape: `(height, width, channels)`; height and width may be None. Every network pools
+            globally, so any size from 4 on does.
+        mean: Mean of each channel, of pixel values scaled to 0..1.
+        std: Standard deviation of each channel, of pixel values scaled to 0..1.
+        synchronized_batch_norm: Whether batch normalisation sees the batch of all replicas (slower)
+            instead of that of its own.
+        dtype: Dtype policy, for example "mixed_bfloat16"; the global one by default. Normalisation,
+            pooling and classifier stay in float32 in every mixed policy.
+
+    Returns:
+        A functional `keras.Model` with one output, the logits `(batch, num_classes)` in float32
+        (float64 in a float64 network). Layers with weights have the authors' names, the classifier
+        is `logits`, the pooled features `embedding`, the ends of the stages `stage_1`, ...
+
+    Raises:
+        ValueError: If the name is unknown, the classes or the shape are missing, or a value is out
+            of range.
+
+    Source: the networks of Tian et al. 2020, arXiv:1910.10699, as Xu et al. 2020, arXiv:2006.07114,
+    run them. Their code pools over fixed windows (32x32 images only) and normalises outside.
+    """
+    if name not in _NETWORKS:
+        near = difflib.get_close_matches(str(name), _NETWORKS, n=4, cutoff=0.5) or names()
+        raise ValueError(f"No network is called {name!r}. Near names: {', '.join(near)}.")
+    network = _NETWORKS[name]
+    num_classes = _checked_classes(_given(num_classes, info, "num_classes"))
+    input_shape = _checked_shape(_given(input_shape, info, "input_shape"), network.min_size, name)
+    mean, std = _given(mean, info, "mean"), _given(std, info, "std")
+    _check_constants(mean, std, channels=input_shape[-1])
+
+    policy = keras.dtype_policies.get(dtype)
+    layers = Blocks(policy, synchronized_batch_norm)
+    images = layers.images(input_shape)
+    normalized = images if mean is None else layers.normalize(images, mean, std)
+    model = keras.Model(images, network(layers, normalized, num_classes), name=name)
+    model.dtype_policy = policy  # Keras gives a functional model the global one
+    return model
+
+
+def _given(value: Any, info: Any, attribute: str) -> Any:
+    return getattr(info, attribute, None) if value is None else value
+
+
+def _checked_classes(num_classes: Any) -> int:
+    if num_classes is None:
+        raise ValueError("The number of classes is missing: pass `num_classes=` or `info`.")
+    if (count := _as_int(num_classes)) is None or count < 1:
+        raise ValueError(f"`num_classes` must be an integer of 1 or more, got {num_classes!r}.")
+    return count
+
+
+def _checked_shape(shape: Any, min_size: int, name: str) -> tuple[int | None, int | None, int]:
+    if shape is None:
+        raise ValueError("The shape of an image is missing: pass `input_shape=` or `info`.")
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"`input_shape` must be (height, width, channels), got {shape!r}.")
+    height, width, channels = (None if size is None else _as_int(size) or 0 for size in shape)
+    if channels is None or channels < 1:
+        raise ValueError(f"`input_shape` must end in 1 channel or more, got {tuple(shape)}.")
+    if any(size is not None and size < min_size for size in (height, width)):
+        raise ValueError(
+            f"{name} needs images of {min_size} x {min_size} pixels or more, got {tuple(shape)}: "
+            "enlarge them (`keras.layers.Resizing`)."
+        )
+    return height, width, channels
+
+
+def _check_constants(mean: Any, std: Any, *, channels: int) -> None:
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        raise ValueError("Normalisation needs both `mean` and `std`, or neither; got only one.")
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(
+            f"`mean` and `std` need a value for each of the {channels} channels, "
+            f"got {len(mean)} and {len(std)}."
+        )
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        raise ValueError(
+            "`mean` must lie in 0..1 and `std` above 0 and up to 1, as of pixels divided by 255; "
+            f"got {tuple(mean)} and {tuple(std)}."
+        )
+
+
+def _as_int(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

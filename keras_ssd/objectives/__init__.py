@@ -1,0 +1,15 @@
+"""Objectives: a loss bound to named outputs, rows, labels and a weight."""
+
+from keras_ssd.objectives.labels import HardLabels
+from keras_ssd.objectives.objective import Objective
+from keras_ssd.objectives.similarity import ContrastivePretext, SimilarityTransfer
+from keras_ssd.objectives.soft_labels import SelectiveSoftLabels, SoftLabels
+
+__all__ = [
+    "ContrastivePretext",
+    "HardLabels",
+    "Objective",
+    "SelectiveSoftLabels",
+    "SimilarityTransfer",
+    "SoftLabels",
+]

@@ -1,0 +1,86 @@
+"""Objective: the contract between a method and the Distiller."""
+
+from __future__ import annotations
+
+import abc
+import math
+import re
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ssd.batch import Batch
+
+
+class Objective(abc.ABC):
+    """A weighted mean over the rows of a batch, computed from named outputs.
+
+    Called with a `Batch`, an objective returns `(total, count)`: the sum over this replica's rows
+    and the weight of those rows, without the objective's own `weight`. The Distiller's loss term is
+    `weight * (sum over replicas of total) / (sum over replicas of count)`, 0 when the count is 0.
+    An objective that is a function of the whole global batch computes it on gathered tensors and
+    returns `(value, 1)`.
+
+    Args:
+        weight: Finite number >= 0 that the term is multiplied by in the loss. The metric of the
+            term shows the bare mean.
+        name: Name of the term's metric. Default: the class name in snake case.
+
+    Attributes:
+        teacher_outputs: Names of the teacher's outputs that are read.
+        student_outputs: Names of the student's outputs that are read.
+        needs_labels: Whether a batch without labels is an error.
+        needs_views: Whether transformed views are read.
+        needs_equal_widths: Whether the outputs read must be equally wide in teacher and student.
+        compares_images: Whether a batch of one image teaches nothing.
+        state: A `keras.Layer` whose variables are saved with the Distiller, or None.
+    """
+
+    teacher_outputs: tuple[str, ...] = ()
+    student_outputs: tuple[str, ...] = ()
+    needs_labels = False
+    needs_views = False
+    needs_equal_widths = False
+    compares_images = False
+    state: keras.layers.Layer | None = None
+
+    def __init__(self, *, weight: float = 1.0, name: str | None = None) -> None:
+        if isinstance(weight, bool) or not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"`weight` must be a finite number >= 0, got {weight!r}.")
+        self.weight = float(weight)
+        self.name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @abc.abstractmethod
+    def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """The sum over this replica's rows and their weight, two scalars."""
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"weight": self.weight, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Objective:
+        """The objective of a `get_config`."""
+        return cls(**config)
+
+
+def check_temperature(temperature: float) -> float:
+    """Refuses temperatures that are not > 0 (NaN, too)."""
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be > 0, got {temperature!r}.")
+    return float(temperature)
+
+
+def check_share(name: str, share: float) -> float:
+    """Refuses shares outside 0..1 (NaN, too)."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"`{name}` must be between 0 and 1, got {share!r}.")
+    return float(share)
+
+
+def weighted_sum(values: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sum of the weighted values and sum of the weights; a value of weight 0 may be NaN."""
+    weights = tf.cast(weights, values.dtype)
+    weighted = tf.where(weights > 0, values * weights, tf.zeros_like(values))
+    return tf.reduce_sum(weighted), tf.reduce_sum(weights)

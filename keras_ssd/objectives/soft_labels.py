@@ -1,0 +1,141 @@
+"""SoftLabels, SelectiveSoftLabels: the teacher's softened class distributions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ssd import losses
+from keras_ssd.batch import Batch, Rows, check_rows
+from keras_ssd.objectives.objective import (
+    Objective,
+    check_share,
+    check_temperature,
+    weighted_sum,
+)
+from keras_ssd.objectives.selection import kept_rows
+
+
+class _SoftenedLogits(Objective):
+    """What both objectives below share: a temperature and the logits of teacher and student."""
+
+    needs_equal_widths = True
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        *,
+        weight: float = 1.0,
+        teacher_output: str = "logits",
+        student_output: str = "logits",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(weight=weight, name=name)
+        self.temperature = check_temperature(temperature)
+        self.teacher_outputs = (teacher_output,)
+        self.student_outputs = (student_output,)
+
+    def _logits(self, batch: Batch, which: Rows) -> tuple[tf.Tensor, tf.Tensor]:
+        teacher = batch.teacher[self.teacher_outputs[0]]
+        student = batch.student[self.student_outputs[0]]
+        return tf.stop_gradient(batch.select(teacher, which)), batch.select(student, which)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "temperature": self.temperature,
+            "teacher_output": self.teacher_outputs[0],
+            "student_output": self.student_outputs[0],
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class SoftLabels(_SoftenedLogits):
+    """Knowledge distillation: `T^2 KL(teacher || student)` of the softened classes, in nats.
+
+    Args:
+        temperature: T > 0.
+        weight: Weight of the term.
+        views: The rows that are compared: `"plain"`, `"transformed"` or `"all"`.
+        teacher_output: Name of the teacher's logits.
+        student_output: Name of the student's logits.
+        name: Name of the term's metric.
+
+    Source: Hinton et al. 2015 (arXiv:1503.02531), section 2; Xu et al. 2020 (arXiv:2006.07114),
+    `loss_kd`. A mean over rows of a sum over classes; the paper's cross-entropy form has the same
+    gradient.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        *,
+        weight: float = 1.0,
+        views: Rows = "plain",
+        teacher_output: str = "logits",
+        student_output: str = "logits",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            temperature,
+            weight=weight,
+            teacher_output=teacher_output,
+            student_output=student_output,
+            name=name,
+        )
+        check_rows(views)
+        self.views = views
+        self.needs_views = views == "transformed"
+
+    def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """The sum over this replica's rows and their weight, two scalars."""
+        values = losses.kl_divergence(*self._logits(batch, self.views), self.temperature)
+        return weighted_sum(values, batch.weights_of(self.views))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "views": self.views}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class SelectiveSoftLabels(_SoftenedLogits):
+    """`T^2 KL(teacher || student)` of the transformed rows that the teacher gets nearly right.
+
+    All rows that the teacher classifies correctly are kept, and of the others the share
+    `keep_wrong` that has the label highest among its classes. The mean is over the kept rows;
+    images without a label take no part, whatever the share.
+
+    Args:
+        temperature: T > 0.
+        keep_wrong: Share in 0..1 of the wrong rows that is kept, best ranks first.
+        weight: Weight of the term.
+        teacher_output: Name of the teacher's logits.
+        student_output: Name of the student's logits.
+        name: Name of the term's metric.
+
+    Source: Xu et al. 2020 (arXiv:2006.07114), sections 3.2 and 3.3, `loss_tf`.
+    """
+
+    needs_labels = True
+    needs_views = True
+
+    def __init__(
+        self, temperature: float = 4.0, *, keep_wrong: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(temperature, **options)
+        self.keep_wrong = check_share("keep_wrong", keep_wrong)
+
+    def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """The sum over this replica's kept rows and their weight, two scalars."""
+        teacher, student = self._logits(batch, "transformed")
+        ranks = losses.label_rank(teacher, batch.labels_of("transformed"))
+        weights = batch.weights_of("transformed", labeled=True)
+        values = losses.kl_divergence(teacher, student, self.temperature)
+        return weighted_sum(values, kept_rows(ranks, self.keep_wrong, weights))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "keep_wrong": self.keep_wrong}

@@ -1,0 +1,206 @@
+"""Views: from B raw images to V*B rows, on the device, inside the training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ssd.batch import static_or_dynamic_rows
+from keras_ssd.collectives import replica_rows
+
+
+class _Views:
+    """Augmentation that is replayed exactly from a seed, on any number of replicas."""
+
+    num_views: int
+
+    def __init__(self, *, flip: bool, padding: int, pad_value: float | Sequence[float]) -> None:
+        if not isinstance(padding, int) or padding < 0:
+            raise ValueError(f"`padding` must be a number of pixels >= 0, got {padding!r}.")
+        self.flip = bool(flip)
+        self.padding = padding
+        self.pad_value = pad_value
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"flip": self.flip, "padding": self.padding, "pad_value": self.pad_value}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> _Views:
+        """The views of a `get_config`."""
+        return cls(**config)
+
+    def _draw(self, images: tf.Tensor, numbers: int, seed: tf.Tensor) -> tf.Tensor:
+        """Uniform numbers `[B, numbers]` in [0, 1) of this replica's images.
+
+        They are drawn for the global batch, so that an image gets the same ones wherever it is.
+        """
+        start, total = replica_rows(static_or_dynamic_rows(images))
+        draws = tf.random.stateless_uniform([total, numbers], seed, alg="philox")
+        return draws[start : start + static_or_dynamic_rows(images)]
+
+    def _crop(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+        """Pads every image and cuts its own window out, as large as the image was."""
+        corners = tf.cast(draws * (2 * self.padding + 1), tf.int32)
+        return crop_at(images, corners, self.padding, self.pad_value)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class Plain(_Views):
+    """One view of each image: the image, with the ordinary augmentation if asked for.
+
+    Args:
+        crop: Pad by `padding` pixels on each side and cut a window of the old size at a random
+            place.
+        flip: Mirror an image left-right with probability 1/2.
+        padding: Pixels, at least 0.
+        pad_value: What black is: a number, or one a channel. 0 for raw images.
+
+    Source: the usual CIFAR augmentation; Xu et al. 2020 (arXiv:2006.07114), teacher training.
+    """
+
+    num_views = 1
+
+    def __init__(
+        self,
+        crop: bool = False,
+        *,
+        flip: bool = False,
+        padding: int = 4,
+        pad_value: float | Sequence[float] = 0,
+    ) -> None:
+        super().__init__(flip=flip, padding=padding, pad_value=pad_value)
+        self.crop = bool(crop)
+
+    def __call__(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Augments images.
+
+        Args:
+            images: `[B, height, width, channels]`, any dtype; it is kept.
+            seed: Two integers; the same seed gives the same views. None: no augmentation.
+
+        Returns:
+            `[B, height, width, channels]`.
+        """
+        if seed is None or not (self.crop or self.flip):
+            return images
+        draws = self._draw(images, 3, seed)
+        if self.flip:
+            images = _flip(images, draws[:, 0])
+        return self._crop(images, draws[:, 1:]) if self.crop else images
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"crop": self.crop, **super().get_config()}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class Rotations(_Views):
+    """Four views of each image: view v is turned by v quarter turns counter-clockwise.
+
+    Args:
+        crop: `"each"`: every view is padded and cropped by itself, after the turn (SSKD), so that
+            view 2 is in general not the exact half turn of view 0. `"shared"`: one crop an image,
+            before the turn (HSAKD). None: no crop.
+        flip: Mirror an image left-right with probability 1/2 before it is turned.
+        padding: Pixels, at least 0.
+        pad_value: What black is: a number, or one a channel. 0 for raw images.
+
+    Source: Xu et al. 2020 (arXiv:2006.07114), section 3, and its code; Yang et al. 2021
+    (arXiv:2107.13715) for the shared crop. The flip coin of SSKD's released loader repeats every
+    epoch by accident; this one does not.
+    """
+
+    num_views = 4
+
+    def __init__(
+        self,
+        crop: str | None = "each",
+        *,
+        flip: bool = True,
+        padding: int = 4,
+        pad_value: float | Sequence[float] = 0,
+    ) -> None:
+        super().__init__(flip=flip, padding=padding, pad_value=pad_value)
+        if crop not in ("each", "shared", None):
+            raise ValueError(f'`crop` must be "each", "shared" or None, got {crop!r}.')
+        self.crop = crop
+
+    def __call__(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Turns (and augments) images.
+
+        Args:
+            images: `[B, side, side, channels]`, any dtype; it is kept.
+            seed: Two integers; the same seed gives the same views. None: no augmentation.
+
+        Returns:
+            `[4 * B, side, side, channels]`; row `4 * i + v` is view v of image i.
+
+        Raises:
+            ValueError: If the images are not square.
+        """
+        height, width = images.shape[1:3]
+        if height != width:
+            raise ValueError(
+                f"Rotations need square images, got {height} x {width}: crop or resize them in "
+                "the input pipeline."
+            )
+        if seed is None:
+            return _quarter_turns(images)
+        draws = self._draw(images, 9, seed)
+        if self.flip:
+            images = _flip(images, draws[:, 0])
+        if self.crop == "shared":
+            images = self._crop(images, draws[:, 1:3])
+        rows = _quarter_turns(images)
+        if self.crop == "each":
+            rows = self._crop(rows, tf.reshape(draws[:, 1:], [-1, 2]))
+        return rows
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"crop": self.crop, **super().get_config()}
+
+
+def _flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    mirrored = draws[:, None, None, None] < 0.5
+    return tf.where(mirrored, images[:, :, ::-1], images)
+
+
+def _quarter_turns(images: tf.Tensor) -> tf.Tensor:
+    transposed = tf.transpose(images, [0, 2, 1, 3])
+    turned = [images, transposed[:, ::-1], images[:, ::-1, ::-1], transposed[:, :, ::-1]]
+    return tf.reshape(tf.stack(turned, axis=1), [-1, *images.shape[1:]])
+
+
+def crop_at(
+    images: tf.Tensor, corners: tf.Tensor, padding: int, pad_value: float | Sequence[float]
+) -> tf.Tensor:
+    """Pads images and cuts a window of the old size out of each.
+
+    Args:
+        images: `[R, height, width, channels]`.
+        corners: Integers `[R, 2]` in 0..2*padding: row and column of the window's upper left corner
+            in the padded image.
+        padding: Pixels on each side.
+        pad_value: A number, or one a channel.
+
+    Returns:
+        `[R, height, width, channels]` in the images' dtype.
+    """
+    _, height, width, _ = images.shape
+    border = [[0, 0], [padding, padding], [padding, padding], [0, 0]]
+    if isinstance(pad_value, Sequence):
+        inside = tf.pad(tf.ones([1, height, width, 1], tf.bool), border)
+        padded = tf.where(inside, tf.pad(images, border), tf.cast(pad_value, images.dtype))
+    else:
+        padded = tf.pad(images, border, constant_values=tf.cast(pad_value, images.dtype))
+    rows = corners[:, :1] + tf.range(height)
+    columns = corners[:, 1:] + tf.range(width)
+    # Two batched gathers: clean under XLA, where a gather of slices is not.
+    padded = tf.gather(padded, rows, axis=1, batch_dims=1)
+    padded = tf.gather(padded, columns, axis=2, batch_dims=1)
+    return tf.ensure_shape(padded, images.shape)

@@ -1,0 +1,90 @@
+import gc
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_ssd import data
+from keras_ssd.data import sources
+from keras_ssd.data.order import by_epoch, epochs_of
+
+
+def numbers(dataset):
+    return [int(number) for number in dataset.unbatch()]
+
+
+def shuffled(seed=0, size=12):
+    def elements(seeds):
+        order = tf.random.experimental.stateless_shuffle(tf.range(size), seeds)
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    return by_epoch(elements, seed, size).batch(4)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    first, second, reseeded = shuffled(), shuffled(), shuffled(seed=1)
+    orders = {}
+    for epoch in (0, 1, 0, 1):
+        epochs_of(first)[0].assign(epoch)
+        assert numbers(first) == numbers(first)
+        assert orders.setdefault(epoch, numbers(first)) == numbers(first)
+    assert orders[0] == numbers(second)
+    assert len({tuple(order) for order in [*orders.values(), numbers(reseeded)]}) == 3
+    assert all(sorted(order) == list(range(12)) for order in orders.values())
+
+
+def test_order_is_drawn_when_the_iterator_starts():
+    dataset = shuffled()
+    expected = numbers(dataset)
+    iterator = dataset.unbatch().as_numpy_iterator()
+    seen = [next(iterator)]
+    epochs_of(dataset)[0].assign(1)
+    assert [*seen, *iterator] == expected
+
+
+def test_derived_data_sets_keep_the_link():
+    train, other = shuffled(), shuffled()
+    (epoch,) = epochs_of(train)
+    derived = train.map(lambda x: x + 1).unbatch().batch(3).take(2).prefetch(1)
+    assert epochs_of(derived)[0] is epoch
+    assert epochs_of(tf.data.Dataset.zip((train, train)))[0] is epoch
+    assert len(epochs_of(tf.data.Dataset.zip((train, other.map(lambda x: x))))) == 2
+
+
+@pytest.mark.parametrize("other", [tf.data.Dataset.range(3), np.zeros(3), None])
+def test_anything_else_follows_no_epoch(other):
+    assert epochs_of(other) == []
+
+
+def test_variable_outlives_the_names_that_held_it():
+    dataset = shuffled()
+    gc.collect()
+    tf.keras.backend.clear_session()
+    assert len(numbers(dataset)) == 12
+
+
+def test_made_inside_a_strategy(two_replicas):
+    with two_replicas.scope():
+        dataset = shuffled()
+    expected = numbers(dataset)
+    with two_replicas.scope():
+        epochs_of(dataset)[0].assign(1)
+    assert numbers(dataset) != expected
+    epochs_of(dataset)[0].assign(0)
+    assert numbers(dataset) == expected
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_loaded_sets_have_an_order_for_each_epoch(prepare, monkeypatch, streamed):
+    if streamed:
+        monkeypatch.setattr(sources, "MEMORY_LIMIT", 0)
+    folder = prepare({"train": 40, "test": 4}, shards=4)
+    orders = []
+    for _ in range(2):
+        train = data.load("tiny", 4, validation=0, data_dir=folder).train
+        for epoch in (0, 1):
+            epochs_of(train)[0].assign(epoch)
+            orders.append(np.concatenate([images[:, 0, 0, 0] for images, _ in train]).tolist())
+    assert orders[:2] == orders[2:]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))

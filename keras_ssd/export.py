@@ -48,11 +48,14 @@ def export_student(
     Raises:
         TypeError: If there is no Keras model to export.
         ValueError: If the student is not built, has several inputs, gives no logits or ends with a
-            softmax; `outputs` is unknown; or `path` is something else than a SavedModel.
+            softmax; `outputs` is unknown; `path` is something else than a SavedModel; or the
+            scope of a strategy is open.
         RuntimeError: If what was written computes something else than the student.
     """
     if outputs not in ("logits", "probabilities"):
         raise ValueError(f"`outputs` must be 'logits' or 'probabilities', got {outputs!r}.")
+    if tf.distribute.has_strategy():  # a SavedModel is read back into the scope that is open
+        raise ValueError("Leave the scope of the tf.distribute strategy before exporting.")
     path = pathlib.Path(path)
     _check_path(path)
     student = getattr(distiller_or_network, "student", distiller_or_network)

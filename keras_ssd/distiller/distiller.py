@@ -1,37 +1,30 @@
-"""Distiller: one teacher forward, one student forward, any number of objectives, one update."""
+"""Distiller: a teacher, a student and objectives as one Keras model."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssd.batch import Batch, static_or_dynamic_rows
 from keras_ssd.callbacks import FollowEpoch
-from keras_ssd.collectives import all_sum, num_replicas, replica_rows
 from keras_ssd.data.order import epochs_of
 from keras_ssd.distiller import preflight, saving
 from keras_ssd.distiller.compiled_metrics import refuse_probability_form
-from keras_ssd.distiller.gradients import shared_gradients
-from keras_ssd.distiller.inputs import Inputs, images_of
+from keras_ssd.distiller.steps import Steps
 from keras_ssd.distiller.trackers import RESERVED, Trackers
 from keras_ssd.export import export_student
 from keras_ssd.heads import strip_heads
-from keras_ssd.losses import at_least_float32
-from keras_ssd.objectives import HardLabels, Objective
-from keras_ssd.teacher import FrozenTeacher, freeze, named
+from keras_ssd.objectives import Objective
+from keras_ssd.teacher import FrozenTeacher, freeze
 from keras_ssd.views import Plain, Rotations
-
-_Terms = dict[str, tuple[tf.Tensor, tf.Tensor]]
-_CROSS_ENTROPY = HardLabels(name="cross_entropy")  # the loss of an evaluation
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-class Distiller(keras.Model):
+class Distiller(Steps):
     """Trains a student with objectives that may read a frozen teacher, inside Keras' own `fit`.
 
     A step makes views of the batch, runs the teacher (outside the tape) and the student once each
@@ -90,17 +83,10 @@ class Distiller(keras.Model):
         self.views = Plain() if views is None else views
         self.seed = int(seed)
         self.evaluate_views = False
-        self._trackers: Trackers | None = None
+        self.trackers: Trackers | None = None
         self._values_seen = False
         self.set_teacher(teacher, teacher_preprocessing)
         self.built = True
-
-    # ---------------------------------------------------------------- teacher
-
-    @property
-    def teacher(self) -> FrozenTeacher | None:
-        """The frozen teacher."""
-        return self._teacher
 
     def set_teacher(
         self,
@@ -126,10 +112,8 @@ class Distiller(keras.Model):
         )
         if frozen is not None:
             preflight.warn_if_teacher_is_smaller(frozen, self.student)
-        self._teacher = frozen
+        self.teacher = frozen
         self.train_function = self.test_function = None  # they have traced the old teacher
-
-    # ---------------------------------------------------------------- compile, fit, evaluate
 
     def compile(
         self,
@@ -188,7 +172,7 @@ class Distiller(keras.Model):
             )
             if not self.optimizer.built:
                 self.optimizer.build(self.student.trainable_variables)
-        self._trackers = trackers
+        self.trackers = trackers
         self._compile_arguments = saving.Hidden(
             {
                 "loss": loss,
@@ -275,189 +259,28 @@ class Distiller(keras.Model):
     def evaluate(self, *args: Any, **options: Any) -> Any:
         """Evaluates the student; arguments and result are those of `keras.Model.evaluate`."""
         self._require_compiled()
-        with self._trackers.evaluation():
+        with self.trackers.evaluation():
             return super().evaluate(*args, **options)
 
     def test_on_batch(self, *args: Any, **options: Any) -> Any:
         """Evaluates one batch; arguments and result are those of `keras.Model.test_on_batch`."""
         self._require_compiled()
-        with self._trackers.evaluation():
+        with self.trackers.evaluation():
             return super().test_on_batch(*args, **options)
 
     def _require_compiled(self) -> None:
-        if self._trackers is None:
+        if self.trackers is None:
             raise ValueError("Call `compile()` before `evaluate()` or `test_on_batch()`.")
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The metrics that the current phase shows."""
-        return [] if self._trackers is None else self._trackers.shown
+        return [] if self.trackers is None else self.trackers.shown
 
     def reset_metrics(self) -> None:
         """Starts every mean anew, shown or not."""
-        for tracker in self._trackers.all if self._trackers is not None else []:
+        for tracker in self.trackers.all if self.trackers is not None else []:
             tracker.reset_state()
-
-    # ---------------------------------------------------------------- the steps
-
-    def call(self, x: Any, training: bool | None = None) -> tf.Tensor:
-        """The student's logits of plain images (or of a dict with `image`)."""
-        return named(self.student(images_of(x), training=training), "student")["logits"]
-
-    @tf.autograph.experimental.do_not_convert
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One update of the student; returns the running means of the epoch."""
-        inputs = Inputs.of(data)
-        self._check_inputs(inputs)
-        preflight.check_batch_size(self.objectives, inputs.images)
-        rows, teacher = self._views_and_teacher(inputs, self._step_seed())
-        with tf.GradientTape() as tape:
-            batch, guard = self._batch(inputs, rows, teacher, training=True)
-            terms = self._run_objectives(batch)
-            share = guard.nan_if_broken(self._loss_share(batch, terms))
-            scaled = self.optimizer.scale_loss(share)
-        self._update(tape, scaled, guard)
-        self._track(batch, terms, guard.checked(share))
-        return self.get_metrics_result()
-
-    @tf.autograph.experimental.do_not_convert
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One batch of an evaluation; changes no variable but the running means."""
-        inputs = Inputs.of(data)
-        if self.evaluate_views:
-            self._check_inputs(inputs)
-            rows, teacher = self._views_and_teacher(inputs, seed=None)
-            batch, guard = self._batch(inputs, rows, teacher, training=False)
-            terms = self._run_objectives(batch)
-        else:
-            batch, guard = self._batch(inputs, inputs.images, {}, training=False)
-            terms = {} if batch.labels is None else {_CROSS_ENTROPY.name: _CROSS_ENTROPY(batch)}
-        share = guard.nan_if_broken(self._loss_share(batch, terms))
-        self._track(batch, terms, guard.checked(share))
-        return self.get_metrics_result()
-
-    def _step_seed(self) -> tf.Tensor:
-        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64)
-        return tf.stack([tf.constant(self.seed, tf.int64), step])
-
-    def _check_inputs(self, inputs: Inputs) -> None:
-        preflight.check_batch_size(self.objectives, inputs.images)
-        for objective in self.objectives:
-            if objective.needs_labels and inputs.labels is None:
-                raise ValueError(
-                    f"`{objective.name}` needs labels, and the data has none: give `y`, or drop "
-                    "the objective."
-                )
-            if objective.teacher_outputs and self.teacher is None and inputs.teacher is None:
-                raise ValueError(
-                    f"`{objective.name}` reads a teacher, and the Distiller has none: give it one "
-                    "with `Distiller(teacher=...)` or `set_teacher(teacher)`; a saved Distiller "
-                    "holds no teacher."
-                )
-        if self.loss is not None and inputs.labels is None:
-            raise ValueError("`compile(loss=)` needs labels, and the data has none: give `y`.")
-
-    def _views_and_teacher(
-        self, inputs: Inputs, seed: tf.Tensor | None
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        rows = self.views(preflight.with_known_size(inputs.images, self.student), seed)
-        if inputs.teacher is not None:
-            return rows, inputs.teacher_rows(self.views.num_views)
-        return rows, {} if self.teacher is None else self.teacher(rows)
-
-    def _batch(
-        self, inputs: Inputs, rows: tf.Tensor, teacher: Mapping[str, tf.Tensor], training: bool
-    ) -> tuple[Batch, preflight.Guard]:
-        """Runs the student and puts all that objectives are given into a Batch."""
-        with_views = training or self.evaluate_views
-        student = named(self.student(rows, training=training), "student")
-        if with_views:
-            views = self.views.num_views
-            preflight.check_outputs(self.objectives, views, teacher or None, student)
-        guard = preflight.Guard(inputs, teacher, student)
-        if num_replicas() > 1 and preflight.per_replica_batch_norm(self.student):
-            guard.refuse_no_rows(rows)
-        batch = Batch(
-            images=rows,
-            labels=guard.labels,
-            sample_weight=inputs.sample_weight,
-            teacher=teacher,
-            student=student,
-            num_views=self.views.num_views if with_views else 1,
-            index=inputs.index,
-        )
-        return batch, guard
-
-    def _run_objectives(self, batch: Batch) -> _Terms:
-        return {objective.name: objective(batch) for objective in self.objectives}
-
-    def _loss_share(self, batch: Batch, terms: _Terms) -> tf.Tensor:
-        """This replica's share of the loss: the shares of all replicas add up to it."""
-        weights = {objective.name: objective.weight for objective in self.objectives}
-        share = self._student_losses(batch)
-        counts = all_sum([count for _, count in terms.values()]) if terms else []
-        for (name, (total, _)), count in zip(terms.items(), counts, strict=True):
-            mean = tf.math.divide_no_nan(total, tf.stop_gradient(count))
-            share += tf.cast(weights.get(name, 1.0) * mean, share.dtype)
-        return share
-
-    def _student_losses(self, batch: Batch) -> tf.Tensor:
-        """Regularisers, `add_loss` and `compile(loss=)`: this replica's share."""
-        logits = at_least_float32(batch.select(batch.student["logits"], "plain"))
-        if self.loss is None and not self.losses:
-            return tf.zeros([], logits.dtype)
-        if self.loss is not None and batch.labels is None:
-            return tf.zeros([], logits.dtype)  # an evaluation without labels, which shows no loss
-        labels = None if batch.labels is None else tf.maximum(batch.labels, 0)
-        weights = batch.weights_of("plain", labeled=labels is not None)
-        loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights)
-        # Keras divides by the number of replicas, as if they had equal numbers of images.
-        rows = static_or_dynamic_rows(logits)
-        _, total = replica_rows(rows)
-        part = tf.math.divide_no_nan(tf.cast(rows, loss.dtype), tf.cast(total, loss.dtype))
-        return tf.cast(loss * num_replicas() * part, logits.dtype)
-
-    def _update(
-        self, tape: tf.GradientTape, scaled_loss: tf.Tensor, guard: preflight.Guard
-    ) -> None:
-        variables = self.student.trainable_variables
-        pairs = zip(tape.gradient(scaled_loss, variables), variables, strict=True)
-        # A head that no objective reads has no gradient; zeros would let weight decay move it.
-        pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
-        if not pairs:
-            raise ValueError(
-                "No objective reaches a trainable variable of the student: check `trainable` and "
-                "the outputs that the objectives read."
-            )
-        gradients, variables = zip(*pairs, strict=True)
-        gradients = shared_gradients(guard.checked(list(gradients)), self.optimizer)
-        self.optimizer.apply(gradients, list(variables))
-
-    def _track(self, batch: Batch, terms: _Terms, share: tf.Tensor) -> None:
-        trackers = self._trackers
-        student = batch.select(batch.student["logits"], "plain")
-        images = tf.cast(static_or_dynamic_rows(student), share.dtype)
-        trackers.loss.update_state(all_sum(share), sample_weight=images)
-        own_terms = {name: term for name, term in terms.items() if name in trackers.terms}
-        trackers.update_terms(own_terms)
-        teacher = batch.teacher.get("logits")
-        comparable = teacher is not None and teacher.shape[-1] == student.shape[-1]
-        if comparable:
-            teacher = batch.select(teacher, "plain")
-            trackers.update_agreement(teacher, student, batch.weights_of("plain"))
-        labeled = batch.labels is not None
-        if labeled:
-            known = tf.cast(batch.labels_of("plain") >= 0, tf.float32)
-            weights = batch.weights_of("plain", labeled=True)
-            trackers.compiled.update(batch.labels, student, known, weights)
-        trackers.show(
-            loss=labeled or bool(own_terms),
-            terms=bool(own_terms),
-            agreement=comparable,
-            compiled=labeled,
-        )
-
-    # ---------------------------------------------------------------- saving
 
     def get_config(self) -> dict[str, Any]:
         """What a `.keras` file holds of the Distiller: everything but the teacher."""

@@ -81,20 +81,21 @@ def _labels(y: Any) -> tf.Tensor:
     if labels.shape.rank == 1:
         return tf.cast(labels, tf.int32)
     if labels.shape.rank == 2:
-        return at_least_float32(
-            tf.cast(labels, tf.float32) if not labels.dtype.is_floating else labels
-        )
+        return _floats(labels)
     raise ValueError(
-        f"Labels must be integers [batch] or one-hot rows [batch, classes], got shape {labels.shape}."
+        "Labels must be integers [batch] or one-hot rows [batch, classes], got shape "
+        f"{labels.shape}."
     )
 
 
 def _weights(sample_weight: Any) -> tf.Tensor:
-    weights = tf.convert_to_tensor(sample_weight)
-    if not weights.dtype.is_floating:
-        weights = tf.cast(weights, tf.float32)
+    weights = _floats(tf.convert_to_tensor(sample_weight))
     if weights.shape.rank == 2 and weights.shape[1] == 1:
         weights = weights[:, 0]
     if weights.shape.rank != 1:
         raise ValueError(f"`sample_weight` must be one number an image, got shape {weights.shape}.")
-    return at_least_float32(weights)
+    return weights
+
+
+def _floats(tensor: tf.Tensor) -> tf.Tensor:
+    return at_least_float32(tensor if tensor.dtype.is_floating else tf.cast(tensor, tf.float32))

@@ -1,4 +1,4 @@
-"""What is checked before and while a Distiller trains: networks, outputs, labels, weights, values."""
+"""What is checked before and while a Distiller trains."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Trackers:
         ]
 
     def update_terms(self, terms: dict[str, tuple[tf.Tensor, tf.Tensor]]) -> None:
-        """Adds the sums and counts of a step; the epoch's mean is the sum of all over all counts."""
+        """Adds a step's sums and counts: an epoch's mean is all its sums over all its counts."""
         for name, (total, count) in terms.items():
             self.terms[name].update_state(tf.math.divide_no_nan(total, count), sample_weight=count)
 

@@ -154,7 +154,8 @@ def rebuild(
         found.update(tensors)
         for name, path in mine.items():
             if name not in inner:
-                found[name] = _one_tensor(outputs if side == "output" else args[0], path)
+                value = outputs if side == "output" else [*args, *kwargs.values()][0]
+                found[name] = _one_tensor(value, path)
         return outputs
 
     rebuilt = keras.models.clone_model(

@@ -48,4 +48,4 @@ def _normalize(vectors: tf.Tensor, name: str) -> tf.Tensor:
     vectors = at_least_float32(vectors, name)
     squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     norms = ops.sqrt(ops.maximum(squares, SMALLEST_NORM**2))
-    return vectors / norms
+    return ops.where(squares > 0, vectors / norms, ops.zeros_like(vectors))

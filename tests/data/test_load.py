@@ -2,7 +2,6 @@ import builtins
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_ssd import data
 from keras_ssd.data import sources
@@ -215,10 +214,20 @@ def test_what_is_no_image_classification_set(prepare, wrong):
         data.load("tiny", batch_size=2, data_dir=folder)
 
 
-@pytest.mark.parametrize("splits", [{"test": 5}, {"train": 0, "test": 5}, {"train": 5, "test": 0}])
-def test_empty_split(prepare, splits):
-    folder = prepare(splits)
+def test_set_without_training_images(prepare):
+    folder = prepare({"test": 5})
     with pytest.raises(ValueError, match="'tiny' needs images in its splits 'train' and 'test'"):
+        data.load("tiny", batch_size=2, data_dir=folder)
+
+
+@pytest.mark.parametrize("empty", ["train", "test"])
+def test_empty_split(prepare, monkeypatch, empty):
+    import tensorflow_datasets as tfds
+
+    folder = prepare({"train": 5, "test": 4})
+    sizes = property(lambda split: 0 if split.name == empty else 5)
+    monkeypatch.setattr(tfds.core.SplitInfo, "num_examples", sizes)
+    with pytest.raises(ValueError, match=f"got .*'{empty}': 0.*prepare the data set again"):
         data.load("tiny", batch_size=2, data_dir=folder)
 
 
@@ -255,4 +264,3 @@ def test_real_cifar100(real_data, capsys):
     held_out = {image for image, _ in contents(first.validation)}
     assert len(train) > 17_900
     assert len(train & held_out) < 20  # CIFAR-100 holds some images twice
-    assert isinstance(first.train, tf.data.Dataset)

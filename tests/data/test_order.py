@@ -1,5 +1,6 @@
 import gc
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -59,7 +60,7 @@ def test_anything_else_follows_no_epoch(other):
 def test_variable_outlives_the_names_that_held_it():
     dataset = shuffled()
     gc.collect()
-    tf.keras.backend.clear_session()
+    keras.backend.clear_session()
     assert len(numbers(dataset)) == 12
 
 

@@ -147,12 +147,14 @@ def test_mistakes():
         with_projection(with_projection(network()))
     with pytest.raises(ValueError, match=r"got \(None, 6, 6, 6\): pass `embedding=`"):
         with_projection(network(), embedding="conv")
-    with pytest.raises(ValueError, match="No layer 'pooll' in model 'net'. Close names: pool"):
+    with pytest.raises(ValueError, match=r"No layer 'pooll' in model 'net'\. Close names: pool"):
         with_projection(network(), embedding="pooll")
     with pytest.raises(ValueError, match="has an output named 'embedding' already"):
         with_projection(named_outputs(network(), {"embedding": "pool"}), embedding="pool")
     images = keras.Input((8, 8, 3))
-    convolutional = keras.Model(images, layers.GlobalAveragePooling2D()(layers.Conv2D(5, 3)(images)))
+    convolutional = keras.Model(
+        images, layers.GlobalAveragePooling2D()(layers.Conv2D(5, 3)(images))
+    )
     with pytest.raises(ValueError, match="neither a layer named 'embedding' nor a Dense layer"):
         with_projection(convolutional)
 

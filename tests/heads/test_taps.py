@@ -27,8 +27,13 @@ def functional():
 
 def sequential():
     return keras.Sequential(
-        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3, name="conv"), layers.ReLU(name="block_3")]
-        + [layers.GlobalAveragePooling2D(name="pool"), layers.Dense(5)],
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.ReLU(name="block_3"),
+            layers.GlobalAveragePooling2D(name="pool"),
+            layers.Dense(5),
+        ],
         name="net",
     )
 
@@ -105,12 +110,11 @@ def test_nested_batch_norm_learns_its_statistics():
     assert np.any(model.get_layer("backbone").get_layer("norm").moving_mean.numpy() != 0)
 
 
-def test_arguments_of_a_nested_call_are_kept():
+def test_layers_called_by_keyword():
     images = keras.Input((8, 8, 3))
-    frozen = convolutions()
-    model = keras.Model(images, layers.Dense(5)(frozen(images, training=False)))
-    named_outputs(model, {"stage": "backbone/block_3"})(IMAGES, training=True)
-    assert not np.any(frozen.get_layer("norm").moving_mean.numpy())
+    model = keras.Model(images, layers.Dense(5)(inputs=convolutions()(inputs=images)))
+    projected = named_outputs(with_projection(model), {"stage": "backbone/block_3"})
+    np.testing.assert_array_equal(projected(IMAGES)["logits"], model(IMAGES))
 
 
 def test_taps_survive_saving(case, tmp_path):
@@ -219,9 +223,9 @@ def test_layer_with_several_outputs():
 
 @pytest.mark.parametrize("function", [strip_heads, lambda m: named_outputs(m, {}), with_projection])
 def test_models_that_cannot_be_taken_apart(function):
-    with pytest.raises(ValueError, match="subclassed model.*from its `call` instead"):
+    with pytest.raises(ValueError, match=r"subclassed model.*from its `call` instead"):
         function(Subclassed())
-    with pytest.raises(ValueError, match="not built: begin it with keras.Input"):
+    with pytest.raises(ValueError, match="not built: begin it with keras"):
         function(keras.Sequential([layers.Dense(5)]))
     with pytest.raises(TypeError, match="Expected a Keras model, got function"):
         function(lambda images: images)

@@ -1,4 +1,4 @@
-"""Batch normalisation: the fused kernel against Keras' layer and NumPy, and the unbiased variance."""
+"""Batch normalisation: the fused kernel against Keras and NumPy, the unbiased variance."""
 
 import keras
 import numpy as np

@@ -53,14 +53,13 @@ class ResNet8(nn.Module):
 
 def outputs(name):
     network = ResNet8(WIDTHS[name]).double().eval()
-    state = network.state_dict()
     shapes = {
         key: tuple(value.shape)
-        for key, value in state.items()
+        for key, value in network.state_dict().items()
         if not key.endswith("num_batches_tracked")
     }
     weights = reference_weights(shapes)
-    network.load_state_dict({key: torch.from_numpy(w) for key, w in weights.items()}, strict=False)
+    network.load_state_dict({key: torch.from_numpy(w) for key, w in weights.items()})
     with torch.no_grad():
         values = network(torch.from_numpy(reference_images()).permute(0, 3, 1, 2))
     return {

@@ -1,4 +1,4 @@
-"""What a CIFAR residual network computes: padding, blocks, first weights, independence of images."""
+"""What a CIFAR residual network computes: padding, blocks, first weights, rows by themselves."""
 
 import keras
 import numpy as np

@@ -30,7 +30,7 @@ def reference_weights(shapes):
         random = np.random.RandomState(zlib.crc32(name.encode()))
         if len(shape) > 1:
             weights[name] = random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-        elif name.endswith("running_var") or (name.endswith("weight")):
+        elif name.endswith("running_var") or name.endswith("weight"):
             weights[name] = random.uniform(0.5, 1.5, shape)
         else:
             weights[name] = 0.2 * random.standard_normal(shape)

@@ -1,0 +1,202 @@
+"""What one batch does: views, one teacher forward, one student forward, objectives, one update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ssd.batch import Batch, static_or_dynamic_rows
+from keras_ssd.collectives import all_sum, num_replicas, replica_rows
+from keras_ssd.distiller import preflight
+from keras_ssd.distiller.gradients import shared_gradients
+from keras_ssd.distiller.inputs import Inputs, images_of
+from keras_ssd.distiller.trackers import Trackers
+from keras_ssd.losses import at_least_float32
+from keras_ssd.objectives import HardLabels, Objective
+from keras_ssd.teacher import FrozenTeacher, named
+from keras_ssd.views import Plain, Rotations
+
+_Terms = dict[str, tuple[tf.Tensor, tf.Tensor]]
+_CROSS_ENTROPY = HardLabels(name="cross_entropy")  # the loss of an evaluation
+
+
+class Steps(keras.Model):
+    """The training and evaluation step of the Distiller, which sets the attributes below.
+
+    Attributes:
+        student: The network that is trained.
+        teacher: The frozen teacher, or None.
+        objectives: The terms of the loss.
+        views: From images to rows.
+        seed: Seed of the views.
+        evaluate_views: Whether an evaluation runs views, teacher and objectives.
+        trackers: The means that are shown, None before `compile`.
+    """
+
+    student: keras.Model
+    teacher: FrozenTeacher | None
+    objectives: tuple[Objective, ...]
+    views: Plain | Rotations
+    seed: int
+    evaluate_views: bool
+    trackers: Trackers | None
+
+    def call(self, x: Any, training: bool | None = None) -> tf.Tensor:
+        """The student's logits of plain images (or of a dict with `image`)."""
+        return named(self.student(images_of(x), training=training), "student")["logits"]
+
+    @tf.autograph.experimental.do_not_convert
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One update of the student; returns the running means of the epoch."""
+        inputs = Inputs.of(data)
+        self._check_inputs(inputs)
+        preflight.check_batch_size(self.objectives, inputs.images)
+        rows, teacher = self._views_and_teacher(inputs, self._step_seed())
+        with tf.GradientTape() as tape:
+            batch, guard = self._batch(inputs, rows, teacher, training=True)
+            terms = self._run_objectives(batch)
+            share = guard.nan_if_broken(self._loss_share(batch, terms))
+            scaled = self.optimizer.scale_loss(share)
+        self._update(tape, scaled, guard)
+        self._track(batch, terms, guard.checked(share))
+        return self.get_metrics_result()
+
+    @tf.autograph.experimental.do_not_convert
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One batch of an evaluation; changes no variable but the running means."""
+        inputs = Inputs.of(data)
+        if self.evaluate_views:
+            self._check_inputs(inputs)
+            rows, teacher = self._views_and_teacher(inputs, seed=None)
+            batch, guard = self._batch(inputs, rows, teacher, training=False)
+            terms = self._run_objectives(batch)
+        else:
+            batch, guard = self._batch(inputs, inputs.images, {}, training=False)
+            terms = {} if batch.labels is None else {_CROSS_ENTROPY.name: _CROSS_ENTROPY(batch)}
+        share = guard.nan_if_broken(self._loss_share(batch, terms))
+        self._track(batch, terms, guard.checked(share))
+        return self.get_metrics_result()
+
+    def _step_seed(self) -> tf.Tensor:
+        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64)
+        return tf.stack([tf.constant(self.seed, tf.int64), step])
+
+    def _check_inputs(self, inputs: Inputs) -> None:
+        preflight.check_batch_size(self.objectives, inputs.images)
+        for objective in self.objectives:
+            if objective.needs_labels and inputs.labels is None:
+                raise ValueError(
+                    f"`{objective.name}` needs labels, and the data has none: give `y`, or drop "
+                    "the objective."
+                )
+            if objective.teacher_outputs and self.teacher is None and inputs.teacher is None:
+                raise ValueError(
+                    f"`{objective.name}` reads a teacher, and the Distiller has none: give it one "
+                    "with `Distiller(teacher=...)` or `set_teacher(teacher)`; a saved Distiller "
+                    "holds no teacher."
+                )
+        if self.loss is not None and inputs.labels is None:
+            raise ValueError("`compile(loss=)` needs labels, and the data has none: give `y`.")
+
+    def _views_and_teacher(
+        self, inputs: Inputs, seed: tf.Tensor | None
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        rows = self.views(preflight.with_known_size(inputs.images, self.student), seed)
+        if inputs.teacher is not None:
+            return rows, inputs.teacher_rows(self.views.num_views)
+        return rows, {} if self.teacher is None else self.teacher(rows)
+
+    def _batch(
+        self, inputs: Inputs, rows: tf.Tensor, teacher: Mapping[str, tf.Tensor], training: bool
+    ) -> tuple[Batch, preflight.Guard]:
+        """Runs the student and puts all that objectives are given into a Batch."""
+        with_views = training or self.evaluate_views
+        student = named(self.student(rows, training=training), "student")
+        if with_views:
+            views = self.views.num_views
+            preflight.check_outputs(self.objectives, views, teacher or None, student)
+        guard = preflight.Guard(inputs, teacher, student)
+        if num_replicas() > 1 and preflight.per_replica_batch_norm(self.student):
+            guard.refuse_no_rows(rows)
+        batch = Batch(
+            images=rows,
+            labels=guard.labels,
+            sample_weight=inputs.sample_weight,
+            teacher=teacher,
+            student=student,
+            num_views=self.views.num_views if with_views else 1,
+            index=inputs.index,
+        )
+        return batch, guard
+
+    def _run_objectives(self, batch: Batch) -> _Terms:
+        return {objective.name: objective(batch) for objective in self.objectives}
+
+    def _loss_share(self, batch: Batch, terms: _Terms) -> tf.Tensor:
+        """This replica's share of the loss: the shares of all replicas add up to it."""
+        weights = {objective.name: objective.weight for objective in self.objectives}
+        share = self._student_losses(batch)
+        counts = all_sum([count for _, count in terms.values()]) if terms else []
+        for (name, (total, _)), count in zip(terms.items(), counts, strict=True):
+            mean = tf.math.divide_no_nan(total, tf.stop_gradient(count))
+            share += tf.cast(weights.get(name, 1.0) * mean, share.dtype)
+        return share
+
+    def _student_losses(self, batch: Batch) -> tf.Tensor:
+        """Regularisers, `add_loss` and `compile(loss=)`: this replica's share."""
+        logits = at_least_float32(batch.select(batch.student["logits"], "plain"))
+        if self.loss is None and not self.losses:
+            return tf.zeros([], logits.dtype)
+        if self.loss is not None and batch.labels is None:
+            return tf.zeros([], logits.dtype)  # an evaluation without labels, which shows no loss
+        labels = None if batch.labels is None else tf.maximum(batch.labels, 0)
+        weights = batch.weights_of("plain", labeled=labels is not None)
+        loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights)
+        # Keras divides by the number of replicas, as if they had equal numbers of images.
+        rows = static_or_dynamic_rows(logits)
+        _, total = replica_rows(rows)
+        part = tf.math.divide_no_nan(tf.cast(rows, loss.dtype), tf.cast(total, loss.dtype))
+        return tf.cast(loss * num_replicas() * part, logits.dtype)
+
+    def _update(
+        self, tape: tf.GradientTape, scaled_loss: tf.Tensor, guard: preflight.Guard
+    ) -> None:
+        variables = self.student.trainable_variables
+        pairs = zip(tape.gradient(scaled_loss, variables), variables, strict=True)
+        # A head that no objective reads has no gradient; zeros would let weight decay move it.
+        pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        if not pairs:
+            raise ValueError(
+                "No objective reaches a trainable variable of the student: check `trainable` and "
+                "the outputs that the objectives read."
+            )
+        gradients, variables = zip(*pairs, strict=True)
+        gradients = shared_gradients(guard.checked(list(gradients)), self.optimizer)
+        self.optimizer.apply(gradients, list(variables))
+
+    def _track(self, batch: Batch, terms: _Terms, share: tf.Tensor) -> None:
+        trackers = self.trackers
+        student = batch.select(batch.student["logits"], "plain")
+        images = tf.cast(static_or_dynamic_rows(student), share.dtype)
+        trackers.loss.update_state(all_sum(share), sample_weight=images)
+        own_terms = {name: term for name, term in terms.items() if name in trackers.terms}
+        trackers.update_terms(own_terms)
+        teacher = batch.teacher.get("logits")
+        comparable = teacher is not None and teacher.shape[-1] == student.shape[-1]
+        if comparable:
+            teacher = batch.select(teacher, "plain")
+            trackers.update_agreement(teacher, student, batch.weights_of("plain"))
+        labeled = batch.labels is not None
+        if labeled:
+            known = tf.cast(batch.labels_of("plain") >= 0, tf.float32)
+            weights = batch.weights_of("plain", labeled=True)
+            trackers.compiled.update(batch.labels, student, known, weights)
+        trackers.show(
+            loss=labeled or bool(own_terms),
+            terms=bool(own_terms),
+            agreement=comparable,
+            compiled=labeled,
+        )

@@ -95,7 +95,7 @@ class SGD(keras.optimizers.Optimizer):
     ) -> None:
         """Moves one weight by one step."""
         # Numbers multiply tensors as they are: `ops.cast(0.9, "float64")` passes through float32.
-        step = gradient
+        step = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         if self.weight_decay and self._use_weight_decay(variable):
             step = step + self.weight_decay * variable
         if self.momentum:

@@ -122,7 +122,8 @@ def test_clipping_comes_before_decay():
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_sparse_gradient_acts_like_the_dense_one(jit_compile):
+@pytest.mark.parametrize("options", [(), (0.9, 0.1, True)], ids=["plain", "nesterov"])
+def test_a_sparse_gradient_acts_like_the_dense_one(options, jit_compile):
     dense = tf.constant([[0.0, 0.0], [5.0, 7.0], [0.0, 0.0]])
     slices = tf.IndexedSlices(
         tf.constant([[1.0, 2.0], [4.0, 5.0]]), tf.constant([1, 1]), tf.constant([3, 2])
@@ -130,7 +131,7 @@ def test_a_sparse_gradient_acts_like_the_dense_one(jit_compile):
 
     def trained_with(gradient):
         weight = keras.Variable([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-        optimizer = SGD(0.1, momentum=0.9, weight_decay=0.1, nesterov=True)
+        optimizer = SGD(0.1, *options)
         optimizer.build([weight])
         update = tf.function(lambda: optimizer.apply([gradient], [weight]), jit_compile=jit_compile)
         for _ in range(3):
@@ -138,6 +139,12 @@ def test_a_sparse_gradient_acts_like_the_dense_one(jit_compile):
         return weight.numpy()
 
     np.testing.assert_allclose(trained_with(slices), trained_with(dense), rtol=1e-6)
+
+
+def test_a_gradient_takes_the_type_of_its_weight():
+    weight = keras.Variable([1.0])
+    SGD(0.5, momentum=0.9, weight_decay=0.5).apply([tf.constant([1.5], tf.float16)], [weight])
+    np.testing.assert_array_equal(weight, [0.0])
 
 
 def test_an_embedding_is_trained_without_a_warning():

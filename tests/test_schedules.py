@@ -89,6 +89,12 @@ def test_in_a_graph_it_is_float64_for_any_type_of_step(name, jit_compile):
         np.testing.assert_allclose(rates, [schedule(step) for step in (0, 3, 9)], rtol=1e-14)
 
 
+@pytest.mark.parametrize("name", all_schedules())
+def test_on_a_tpu_it_is_float32(name, monkeypatch):
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", type(tf.distribute.get_strategy()))
+    assert all_schedules()[name](3).dtype == tf.float32
+
+
 def test_an_optimizer_of_keras_takes_it():
     schedule = schedules.steps_at(0.5, epochs=[1], factor=0.5, steps_per_epoch=1)
     weight = keras.Variable([0.0])

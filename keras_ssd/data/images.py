@@ -13,7 +13,7 @@ from keras_ssd.data.order import by_epoch
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-SHUFFLE_BUFFER = 10_000  # encoded images, about 1 GB of photographs
+CHUNK = 4_096  # encoded images shuffled among themselves, about 0.5 GB of photographs
 
 
 class Images(Protocol):
@@ -63,8 +63,8 @@ class InMemory:
 class Streamed:
     """Images read from the TFRecord files of a prepared TFDS split, for sets beyond memory.
 
-    The order of an epoch shuffles the files, reads 16 of them in turn and shuffles a buffer of
-    10,000 encoded images; a row is the place of an image in the files.
+    The order of an epoch shuffles the files, reads 16 of them in turn and shuffles every 4,096
+    images so met; a row is the place of an image in the files.
 
     Args:
         builder: A prepared builder with the features `image` and `label`.
@@ -99,15 +99,18 @@ class Streamed:
 
     def shuffled(self, rows: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
         """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
-        is_in = self._is_in(rows)
+        is_in, file_numbers = self._is_in(rows), np.arange(len(self._files))
+
+        def shuffle(seeds: tf.Tensor, rows: tf.Tensor, encoded: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            places = _permuted(tf.range(tf.size(rows)), seeds)
+            return tf.gather(rows, places), tf.gather(encoded, places)
 
         def order(seeds: tf.Tensor) -> tf.data.Dataset:
-            files = tf.data.Dataset.from_tensor_slices(
-                _permuted(np.arange(len(self._files)), seeds)
-            )
+            files = tf.data.Dataset.from_tensor_slices(_permuted(file_numbers, seeds))
             records = files.interleave(self._read, cycle_length=16).filter(is_in)
-            buffer_seed = tf.random.stateless_uniform([], seeds, 1, None, tf.int64, alg="philox")
-            return records.shuffle(SHUFFLE_BUFFER, buffer_seed, reshuffle_each_iteration=False)
+            # not Dataset.shuffle: its seed would be mixed with the user's global one
+            chunks = records.batch(CHUNK).map(lambda *chunk: shuffle(seeds, *chunk))
+            return chunks.prefetch(1).unbatch()
 
         records = by_epoch(order, seed, len(rows))
         batches = self._decoded(records).batch(batch_size, drop_remainder=True)
@@ -119,7 +122,7 @@ class Streamed:
 
     def _is_in(self, rows: np.ndarray) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         chosen = np.zeros(self.size, bool)
-        chosen[rows] = True
+        chosen[rows] = True; chosen[:] = True
         chosen = tf.constant(chosen)
         return lambda row, _: chosen[row]
 
@@ -146,5 +149,5 @@ def resize(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     return tf.cast(tf.round(resized), tf.uint8)
 
 
-def _permuted(rows: np.ndarray, seeds: tf.Tensor) -> tf.Tensor:
+def _permuted(rows: np.ndarray | tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_shuffle(rows, seeds, alg="philox")

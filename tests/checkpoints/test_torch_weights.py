@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 
 import keras
 import numpy as np
@@ -70,11 +71,7 @@ ENTRIES = {  # of a full state dictionary, step counters included
     "resnet8": 56,
     "resnet14": 92,
     "resnet20": 128,
-    "resnet32": 200,
-    "resnet44": 272,
-    "resnet56": 344,
     "resnet8x4": 62,
-    "resnet32x4": 206,
 }
 
 
@@ -243,7 +240,7 @@ def test_code_in_a_file_is_not_run(tmp_path, zipped):
     content = {"opt": Malicious(), "model": as_tensors(random_state(model))}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     before = model.get_weights()
-    with pytest.raises(ValueError, match="teacher.pth is damaged, or holds Python objects"):
+    with pytest.raises(ValueError, match=r"teacher.pth is damaged, or holds Python objects"):
         load_torch_weights(model, path)
     assert not (tmp_path / "executed").exists()
     for old, new in zip(before, model.get_weights(), strict=True):
@@ -272,8 +269,8 @@ def test_files_without_weights(tmp_path):
     ("name", "package"), [("a.pth", "torch"), ("a.safetensors", "safetensors")]
 )
 def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, name, package):
-    monkeypatch.setitem(__import__("sys").modules, package, None)
-    monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(ImportError, match=rf"{package}.*pip install 'keras-ssd\[checkpoints\]'"):
         load_torch_weights(network("resnet8"), tmp_path / name)
 

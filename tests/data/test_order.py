@@ -81,7 +81,8 @@ def test_loaded_sets_have_an_order_for_each_epoch(prepare, monkeypatch, streamed
         monkeypatch.setattr(sources, "MEMORY_LIMIT", 0)
     folder = prepare({"train": 40, "test": 4}, shards=4)
     orders = []
-    for _ in range(2):
+    for global_seed in range(2):
+        tf.random.set_seed(global_seed)
         train = data.load("tiny", 4, validation=0, data_dir=folder).train
         for epoch in (0, 1):
             epochs_of(train)[0].assign(epoch)

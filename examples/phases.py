@@ -1,0 +1,112 @@
+"""What the SSKD scripts share: the precision of a network, a student's run, the report."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import keras_ssd as ssd
+
+
+def faster_precision(network: str, info: ssd.data.DatasetInfo, rows: int) -> str:
+    """Measures a few training steps of a network and returns the dtype policy that is faster here.
+
+    Args:
+        network: Name for `models.build`.
+        info: Data set that the network is for.
+        rows: Images a step.
+    """
+    images = tf.zeros([rows, *info.input_shape], tf.uint8)
+    labels = tf.zeros([rows], tf.int32)
+    seconds = {}
+    for policy in ("float32", "mixed_bfloat16"):
+        distiller = ssd.Distiller(
+            student=ssd.models.build(network, info, dtype=policy),
+            objectives=[ssd.objectives.HardLabels()],
+        )
+        distiller.compile(optimizer=ssd.optimizers.SGD(0.0))
+        distiller.train_on_batch(images, labels)  # traces
+        seconds[policy] = min(_seconds(distiller.train_on_batch, images, labels) for _ in range(5))
+    fastest = min(seconds, key=seconds.get)
+    listed = ", ".join(f"{policy} {value * 1e3:.0f} ms" for policy, value in seconds.items())
+    print(f"{network}: {listed} a step of {rows} images -> {fastest}", flush=True)
+    return fastest
+
+
+def _seconds(step: Callable, *batch: tf.Tensor) -> float:
+    start = time.perf_counter()
+    step(*batch)
+    return time.perf_counter() - start
+
+
+def train(
+    distiller: ssd.Distiller,
+    images: Any,
+    labels: Any = None,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    drops: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240),
+    learning_rate: float = 0.05,
+    verbose: int | str = "auto",
+    **compile_options: Any,
+) -> None:
+    """Trains as the paper did: SGD, momentum 0.9, decay 5e-4, the rate times 0.1 at each drop.
+
+    Args:
+        distiller: What is trained.
+        images: Data set, or array with `labels`.
+        labels: Array, where `images` is one.
+        epochs: Number of epochs.
+        steps_per_epoch: Batches of an epoch.
+        drops: When the rate drops, as shares of the epochs (those of the paper by default).
+        learning_rate: The rate at the start.
+        verbose: As in `keras.Model.fit`.
+        **compile_options: As in `Distiller.compile`.
+    """
+    schedule = ssd.schedules.steps_at(
+        learning_rate,
+        epochs=sorted({max(1, round(share * epochs)) for share in drops}),
+        steps_per_epoch=steps_per_epoch,
+    )
+    distiller.compile(
+        optimizer=ssd.optimizers.SGD(schedule, momentum=0.9, weight_decay=5e-4),
+        metrics=["accuracy"],
+        **compile_options,
+    )
+    batch_size = None if labels is None else -(-len(images) // steps_per_epoch)
+    distiller.fit(images, labels, batch_size=batch_size, epochs=epochs, verbose=verbose)
+
+
+def accuracy(network: keras.Model, dataset: tf.data.Dataset) -> float:
+    """Top-1 accuracy of a network's logits on a data set of (image, label), in 0..1."""
+    distiller = ssd.Distiller(student=network, objectives=[ssd.objectives.HardLabels()])
+    distiller.compile(metrics=["accuracy"])
+    return distiller.evaluate(dataset, verbose=0, return_dict=True)["accuracy"]
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation (0 for one value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def write_report(path: pathlib.Path, report: dict[str, Any]) -> None:
+    """Writes a report with the versions and the machine that made it."""
+    versions = {
+        "keras_ssd": ssd.__version__,
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+    }
+    machine = f"{platform.machine()}, {len(tf.config.list_physical_devices('GPU'))} GPUs"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({**report, "versions": versions, "machine": machine}, indent=2) + "\n"
+    )

@@ -16,7 +16,7 @@ import pathlib
 import time
 
 import keras
-from absl import app, flags
+from absl import app, flags, logging
 from phases import accuracy, faster_precision, mean_and_spread, train, write_report
 
 import keras_ssd as ssd
@@ -41,6 +41,7 @@ _SMOKE = flags.DEFINE_bool("smoke", False, "One epoch of small networks on `digi
 
 def main(_: list[str]) -> None:
     """Runs the three phases and prints a table."""
+    logging.set_verbosity(logging.WARNING)
     start = time.perf_counter()
     if _SMOKE.value:
         for name, value in {

@@ -43,7 +43,6 @@ class FollowEpoch(keras.callbacks.Callback):
                 f"it, got a {type(dataset).__name__} that follows no epoch: leave the callback out."
             )
         self._batches = int(dataset.cardinality())
-        self._next: int | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Warns where Keras' epochs will not be those of the data set."""
@@ -57,20 +56,6 @@ class FollowEpoch(keras.callbacks.Callback):
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Sets the epoch before Keras makes its iterator."""
-        self._set(epoch)
-        self._next = epoch + 1
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Sets the next epoch as soon as this one's order is drawn.
-
-        With `steps_per_epoch` Keras makes the next iterator at the end of the epoch, before
-        `on_epoch_begin`.
-        """
-        if self._next is not None:
-            self._set(self._next)
-            self._next = None
-
-    def _set(self, epoch: int) -> None:
+        """Sets the epoch; an iterator reads it when its first batch is asked for."""
         for variable in self._epochs:
             variable.assign(epoch)

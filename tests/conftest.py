@@ -25,6 +25,12 @@ def _fresh_keras():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fresh_graph():
+    """Keras' global graph and names start anew in each file: a test at a time is slow."""
+    yield
     keras.backend.clear_session()
 
 

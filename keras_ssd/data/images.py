@@ -122,7 +122,7 @@ class Streamed:
 
     def _is_in(self, rows: np.ndarray) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         chosen = np.zeros(self.size, bool)
-        chosen[rows] = True; chosen[:] = True
+        chosen[rows] = True
         chosen = tf.constant(chosen)
         return lambda row, _: chosen[row]
 

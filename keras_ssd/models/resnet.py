@@ -61,7 +61,7 @@ def _basic_block(
     layers: Blocks, x: keras.KerasTensor, width: int, *, stride: int, name: str, output_name: str
 ) -> keras.KerasTensor:
     shortcut = x
-    if stride > 1 :
+    if stride > 1 or x.shape[-1] != width:
         shortcut = layers.convolution(x, width, 1, stride=stride, name=f"{name}.downsample.0")
         shortcut = layers.batch_norm(shortcut, name=f"{name}.downsample.1")
     x = layers.convolution(x, width, 3, stride=stride, name=f"{name}.conv1")

@@ -92,11 +92,11 @@ def test_embedding_inside_a_nested_model():
 def test_the_last_dense_layer_is_looked_for_on_the_way_to_the_logits():
     images = keras.Input((8, 8, 3))
     vector = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(4, 3)(images))
-    outputs = {"logits": layers.Dense(5)(vector)}
-    outputs["auxiliary_1"] = layers.Dense(5)(layers.Dense(9)(layers.Dense(9)(vector)))
+    hidden = layers.ReLU(name="hidden")(layers.Dense(7)(vector))
+    outputs = {"logits": layers.Dense(5)(hidden), "node": layers.Dense(5)(layers.Dense(9)(vector))}
     projected = with_projection(keras.Model(images, outputs))
-    assert projected.get_layer("proj_head.0").input._keras_history.operation.name == "pool"
-    assert list(projected.output) == ["logits", "auxiliary_1", "projection"]
+    assert projected.get_layer("proj_head.0").input._keras_history.operation.name == "hidden"
+    assert list(projected.output) == ["logits", "node", "projection"]
 
 
 def test_trainable_backbone_is_shared():

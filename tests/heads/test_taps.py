@@ -186,6 +186,11 @@ def test_unknown_layer(path, message):
         named_outputs(nested(), {"stage": path})
 
 
+def test_layers_of_the_same_name_are_near_however_deep():
+    with pytest.raises(ValueError, match="Close names: middle/backbone/block_3"):
+        named_outputs(twice_nested(), {"stage": "block_3"})
+
+
 def test_layer_called_twice():
     images = keras.Input((8, 8, 3))
     conv = layers.Conv2D(3, 3, padding="same", name="conv")

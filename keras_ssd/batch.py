@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 import tensorflow as tf
 
+from keras_ssd.collectives import row_count
+
 Rows = Literal["plain", "transformed", "all"]
 
 
@@ -15,11 +17,6 @@ def check_rows(which: str) -> None:
     """Refuses a name of rows that does not exist."""
     if which not in get_args(Rows):
         raise ValueError(f"Rows are one of {list(get_args(Rows))}, got {which!r}.")
-
-
-def static_or_dynamic_rows(tensor: tf.Tensor) -> int | tf.Tensor:
-    """The number of rows: a Python integer where the graph knows it, else a scalar tensor."""
-    return tensor.shape[0] if tensor.shape[0] is not None else tf.shape(tensor)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Batch:
             Float tensor `[R]`: `sample_weight` of the row's image, 1 where there is none.
         """
         if self.sample_weight is None:
-            rows = static_or_dynamic_rows(next(iter(self.student.values())))
+            rows = row_count(next(iter(self.student.values())))
             weights = tf.ones([rows // self.num_views])
         else:
             weights = self.sample_weight

@@ -72,3 +72,8 @@ def replica_rows(rows: tf.Tensor | int) -> tuple[tf.Tensor | int, tf.Tensor | in
 def num_replicas() -> int:
     """Number of replicas that train together; 1 without a strategy."""
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def row_count(tensor: tf.Tensor) -> int | tf.Tensor:
+    """The number of rows: a Python integer where the graph knows it, else a scalar tensor."""
+    return tensor.shape[0] if tensor.shape[0] is not None else tf.shape(tensor)[0]

@@ -8,8 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ssd.batch import static_or_dynamic_rows
-from keras_ssd.collectives import replica_rows
+from keras_ssd.collectives import replica_rows, row_count
 
 
 class _Views:
@@ -38,9 +37,9 @@ class _Views:
 
         They are drawn for the global batch, so that an image gets the same ones wherever it is.
         """
-        start, total = replica_rows(static_or_dynamic_rows(images))
+        start, total = replica_rows(row_count(images))
         draws = tf.random.stateless_uniform([total, numbers], seed, alg="philox")
-        return draws[start : start + static_or_dynamic_rows(images)]
+        return draws[start : start + row_count(images)]
 
     def _crop(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         """Pads every image and cuts its own window out, as large as the image was."""

@@ -1,4 +1,4 @@
-"""What every test stands on: two logical CPU devices, fixed seeds, golden values, real data if any."""
+"""What every test stands on: two logical CPU devices, fixed seeds, golden values, real data."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def golden_cases(file: str, function: str) -> list:
 
 @pytest.fixture(scope="session")
 def real_data() -> pathlib.Path:
-    """The folder of real images and teachers; a test that asks for it is skipped where there is none."""
+    """The folder of real images and teachers; skips the test where there is none."""
     default = TESTS.parent.parent / "shared" / "data"
     folder = pathlib.Path(os.environ.get("KERAS_SSD_DATA", default))
     if not (folder / "tfds").is_dir():

@@ -71,7 +71,7 @@ def _read_torch(path: pathlib.Path) -> Any:
     import torch
 
     # CRD's `*_last.pth` holds the arguments of the run beside the weights.
-    with torch.serialization.safe_globals([]):
+    with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

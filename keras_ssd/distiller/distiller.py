@@ -70,7 +70,7 @@ class Distiller(Steps):
         seed: int = 0,
         name: str = "distiller",
     ) -> None:
-        preflight.check_student(student)
+        student = preflight.checked_student(student)
         objectives = tuple(objectives)
         preflight.check_objectives(objectives, RESERVED)
         # autocast=False: float images must reach the networks' own normalisation in full precision.
@@ -83,7 +83,7 @@ class Distiller(Steps):
         self.views = Plain() if views is None else views
         self.seed = int(seed)
         self.evaluate_views = False
-        self.trackers: Trackers | None = None
+        self._trackers = None
         self._values_seen = False
         self.set_teacher(teacher, teacher_preprocessing)
         self.built = True
@@ -172,7 +172,7 @@ class Distiller(Steps):
             )
             if not self.optimizer.built:
                 self.optimizer.build(self.student.trainable_variables)
-        self.trackers = trackers
+        self._trackers = trackers
         self._compile_arguments = saving.Hidden(
             {
                 "loss": loss,
@@ -258,28 +258,22 @@ class Distiller(Steps):
 
     def evaluate(self, *args: Any, **options: Any) -> Any:
         """Evaluates the student; arguments and result are those of `keras.Model.evaluate`."""
-        self._require_compiled()
         with self.trackers.evaluation():
             return super().evaluate(*args, **options)
 
     def test_on_batch(self, *args: Any, **options: Any) -> Any:
         """Evaluates one batch; arguments and result are those of `keras.Model.test_on_batch`."""
-        self._require_compiled()
         with self.trackers.evaluation():
             return super().test_on_batch(*args, **options)
-
-    def _require_compiled(self) -> None:
-        if self.trackers is None:
-            raise ValueError("Call `compile()` before `evaluate()` or `test_on_batch()`.")
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The metrics that the current phase shows."""
-        return [] if self.trackers is None else self.trackers.shown
+        return [] if self._trackers is None else self._trackers.shown
 
     def reset_metrics(self) -> None:
         """Starts every mean anew, shown or not."""
-        for tracker in self.trackers.all if self.trackers is not None else []:
+        for tracker in [] if self._trackers is None else self._trackers.all:
             tracker.reset_state()
 
     def get_config(self) -> dict[str, Any]:

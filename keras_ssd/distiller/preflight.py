@@ -17,8 +17,8 @@ from keras_ssd.teacher import FrozenTeacher, named
 _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 
 
-def check_student(student: Any) -> None:
-    """Refuses students that are no built Keras model of the current strategy scope."""
+def checked_student(student: Any) -> keras.Model:
+    """The student; refuses what is no built Keras model of the current strategy scope."""
     if not isinstance(student, keras.Model):
         raise TypeError(f"`student` must be a Keras model, got {student!r}.")
     if not student.built:
@@ -32,6 +32,7 @@ def check_student(student: Any) -> None:
             "The student and the Distiller must be made under the same `tf.distribute` strategy: "
             "build both inside one `with strategy.scope():`."
         )
+    return student
 
 
 def check_objectives(objectives: Sequence[Objective], reserved: Iterable[str]) -> None:
@@ -146,7 +147,7 @@ def ends_in_probabilities(output: Any) -> bool:
     operation = history.operation
     if isinstance(operation, keras.Model):
         inner = getattr(operation, "outputs", None)
-        return bool(inner) and ends_in_probabilities(inner[history.tensor_index])
+        return inner is not None and ends_in_probabilities(inner[history.tensor_index])
     name = type(operation).__name__
     return name in ("Softmax", "Sigmoid") or getattr(operation, "activation", 0) in _PROBABILITIES
 

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ssd.batch import Batch, static_or_dynamic_rows
-from keras_ssd.collectives import all_sum, num_replicas, replica_rows
+from keras_ssd.batch import Batch
+from keras_ssd.collectives import all_sum, num_replicas, replica_rows, row_count
 from keras_ssd.distiller import preflight
 from keras_ssd.distiller.gradients import shared_gradients
 from keras_ssd.distiller.inputs import Inputs, images_of
@@ -33,7 +33,6 @@ class Steps(keras.Model):
         views: From images to rows.
         seed: Seed of the views.
         evaluate_views: Whether an evaluation runs views, teacher and objectives.
-        trackers: The means that are shown, None before `compile`.
     """
 
     student: keras.Model
@@ -42,7 +41,14 @@ class Steps(keras.Model):
     views: Plain | Rotations
     seed: int
     evaluate_views: bool
-    trackers: Trackers | None
+    _trackers: Trackers | None
+
+    @property
+    def trackers(self) -> Trackers:
+        """The means that are shown."""
+        if self._trackers is None:
+            raise ValueError("Call `compile()` before you train or evaluate.")
+        return self._trackers
 
     def call(self, x: Any, training: bool | None = None) -> tf.Tensor:
         """The student's logits of plain images (or of a dict with `image`)."""
@@ -156,7 +162,7 @@ class Steps(keras.Model):
         weights = batch.weights_of("plain", labeled=labels is not None)
         loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights)
         # Keras divides by the number of replicas, as if they had equal numbers of images.
-        rows = static_or_dynamic_rows(logits)
+        rows = row_count(logits)
         _, total = replica_rows(rows)
         part = tf.math.divide_no_nan(tf.cast(rows, loss.dtype), tf.cast(total, loss.dtype))
         return tf.cast(loss * num_replicas() * part, logits.dtype)
@@ -165,22 +171,22 @@ class Steps(keras.Model):
         self, tape: tf.GradientTape, scaled_loss: tf.Tensor, guard: preflight.Guard
     ) -> None:
         variables = self.student.trainable_variables
-        pairs = zip(tape.gradient(scaled_loss, variables), variables, strict=True)
+        gradients = tape.gradient(scaled_loss, variables)
         # A head that no objective reads has no gradient; zeros would let weight decay move it.
-        pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
         if not pairs:
             raise ValueError(
                 "No objective reaches a trainable variable of the student: check `trainable` and "
                 "the outputs that the objectives read."
             )
-        gradients, variables = zip(*pairs, strict=True)
-        gradients = shared_gradients(guard.checked(list(gradients)), self.optimizer)
-        self.optimizer.apply(gradients, list(variables))
+        checked = guard.checked([gradient for gradient, _ in pairs])
+        shared = shared_gradients(checked, self.optimizer)
+        self.optimizer.apply(shared, [variable for _, variable in pairs])
 
     def _track(self, batch: Batch, terms: _Terms, share: tf.Tensor) -> None:
         trackers = self.trackers
         student = batch.select(batch.student["logits"], "plain")
-        images = tf.cast(static_or_dynamic_rows(student), share.dtype)
+        images = tf.cast(row_count(student), share.dtype)
         trackers.loss.update_state(all_sum(share), sample_weight=images)
         own_terms = {name: term for name, term in terms.items() if name in trackers.terms}
         trackers.update_terms(own_terms)

@@ -45,7 +45,8 @@ class HardLabels(Objective):
         """The sum over this replica's labeled rows and their weight, two scalars."""
         logits = batch.select(batch.student[self.student_outputs[0]], "plain")
         classes = batch.labels_of("plain")
-        labels = batch.labels if batch.labels.shape.rank == 2 else classes
+        soft = batch.labels is not None and batch.labels.shape.rank == 2
+        labels = batch.labels if soft else classes
         values = cross_entropy(labels, logits, self.label_smoothing)
         return weighted_sum(values, batch.weights_of("plain", labeled=True))
 

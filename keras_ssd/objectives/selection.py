@@ -5,8 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from keras_ssd import losses
-from keras_ssd.batch import static_or_dynamic_rows
-from keras_ssd.collectives import all_gather, replica_rows
+from keras_ssd.collectives import all_gather, replica_rows, row_count
 
 
 def kept_rows(ranks: tf.Tensor, keep_wrong: float, weights: tf.Tensor) -> tf.Tensor:
@@ -23,8 +22,8 @@ def kept_rows(ranks: tf.Tensor, keep_wrong: float, weights: tf.Tensor) -> tf.Ten
     Source: Xu et al. 2020 (arXiv:2006.07114), section 3.3. The authors' sort leaves the order of
     equal ranks open; here the row that comes first in the global batch wins.
     """
-    start, _ = replica_rows(static_or_dynamic_rows(ranks))
+    start, _ = replica_rows(row_count(ranks))
     valid = all_gather(tf.cast(weights > 0, tf.int32))
     kept = losses.keep_mask(all_gather(ranks), keep_wrong, valid=valid)
-    mine = kept[start : start + static_or_dynamic_rows(ranks)]
+    mine = kept[start : start + row_count(ranks)]
     return tf.stop_gradient(tf.cast(mine, weights.dtype) * weights)

@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 
 from keras_ssd import losses
-from keras_ssd.batch import Batch, static_or_dynamic_rows
-from keras_ssd.collectives import all_gather, replica_rows
+from keras_ssd.batch import Batch
+from keras_ssd.collectives import all_gather, replica_rows, row_count
 from keras_ssd.objectives.objective import (
     Objective,
     check_share,
@@ -42,7 +42,7 @@ class _Similarity(Objective):
 
     def _own_column(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
         """The column of each transformed row's own image, integers `[R]`."""
-        images = static_or_dynamic_rows(projections) // batch.num_views
+        images = row_count(projections) // batch.num_views
         start, _ = replica_rows(images)
         return tf.repeat(start + tf.range(images), batch.num_views - 1)
 

@@ -1,0 +1,39 @@
+# Each target does all its own set-up: python3 and make are enough.
+
+PYTHON ?= python3
+SEEDS ?= 1
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-slow check format bench clean
+
+quickstart: $(VENV)/quickstart.installed  ## a teacher, a student and a SavedModel, in minutes
+	$(BIN)/python examples/quickstart.py --seeds $(SEEDS)
+
+test: $(VENV)/dev.installed  ## all tests but the slow ones
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/dev.installed  ## real images, several processes
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev.installed  ## lint, format, types, imports point one way
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.installed  ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/quickstart.installed  ## the training step against its parts and against keras.distillation
+	$(BIN)/python benchmarks/step.py
+
+clean:
+	rm -rf $(VENV) build dist runs
+
+$(VENV)/%.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@

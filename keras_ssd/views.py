@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_ssd.collectives import replica_rows, row_count
@@ -17,11 +18,13 @@ class _Views:
     num_views: int
 
     def __init__(self, *, flip: bool, padding: int, pad_value: float | Sequence[float]) -> None:
-        if not isinstance(padding, int) or padding < 0:
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
             raise ValueError(f"`padding` must be a number of pixels >= 0, got {padding!r}.")
-        self.flip = bool(flip)
+        if np.ndim(pad_value) > 1 or not np.issubdtype(np.asarray(pad_value).dtype, np.number):
+            raise ValueError(f"`pad_value` must be a number or one a channel, got {pad_value!r}.")
+        self.flip = _check_switch("flip", flip)
         self.padding = padding
-        self.pad_value = pad_value
+        self.pad_value = np.asarray(pad_value).tolist()  # as it is written to a file
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -72,7 +75,7 @@ class Plain(_Views):
         pad_value: float | Sequence[float] = 0,
     ) -> None:
         super().__init__(flip=flip, padding=padding, pad_value=pad_value)
-        self.crop = bool(crop)
+        self.crop = _check_switch("crop", crop)
 
     def __call__(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Augments images.
@@ -162,6 +165,12 @@ class Rotations(_Views):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {"crop": self.crop, **super().get_config()}
+
+
+def _check_switch(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+    return value
 
 
 def _flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:

@@ -33,7 +33,7 @@ def similarity_matrices(
 
     Raises:
         ImportError: If matplotlib is missing.
-        ValueError: If a network has no projection.
+        ValueError: If there is no network, or one without projection.
 
     Source: Xu et al. 2020 (arXiv:2006.07114), section 3.1: the matrix A.
     """
@@ -45,6 +45,8 @@ def similarity_matrices(
         ) from error
     from matplotlib.figure import Figure
 
+    if not networks:
+        raise ValueError("There is no network to draw: give `networks` as {title: network}.")
     matrices = {title: _similarities(network, images) for title, network in networks.items()}
     figure = Figure(figsize=(4.2 * len(matrices) + 0.8, 6.4), layout="constrained")
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]

@@ -6,12 +6,14 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_ssd.collectives import all_sum
+
 FUSED_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, three times as fast in a training step and more.
+    """`keras.layers.BatchNormalization`, three to five times as fast forward and backward.
 
     Arguments, weights, config and behaviour are those of Keras' layer, so either loads the other's
     weights. Two things differ:
@@ -73,7 +75,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
 
     def _fused(self, inputs: tf.Tensor, updates: bool) -> tf.Tensor:
-        # The raw operation: its wrapper in `tf.compat.v1.nn` raises an epsilon of 1e-5 to 1.001e-5.
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=ops.cast(self.gamma, "float32"),
@@ -96,7 +97,4 @@ class BatchNormalization(keras.layers.BatchNormalization):
             mask = ops.broadcast_to(ops.expand_dims(mask, -1), ops.shape(inputs))
             return ops.sum(ops.cast(mask, "float32"), axis=axes)
         count = ops.cast(tf.size(inputs) // inputs.shape[self.axis], "float32")
-        replica = tf.distribute.get_replica_context()
-        if self.synchronized and replica:
-            count = replica.all_reduce(tf.distribute.ReduceOp.SUM, count)
-        return count
+        return all_sum(count) if self.synchronized else count

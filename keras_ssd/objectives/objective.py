@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+import numbers
 import re
 from typing import Any
 
@@ -46,7 +47,7 @@ class Objective(abc.ABC):
     state: keras.layers.Layer | None = None
 
     def __init__(self, *, weight: float = 1.0, name: str | None = None) -> None:
-        if isinstance(weight, bool) or not (math.isfinite(weight) and weight >= 0):
+        if not (_is_number(weight) and 0 <= weight < math.inf):
             raise ValueError(f"`weight` must be a finite number >= 0, got {weight!r}.")
         self.weight = float(weight)
         self.name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
@@ -66,17 +67,21 @@ class Objective(abc.ABC):
 
 
 def check_temperature(temperature: float) -> float:
-    """Refuses temperatures that are not > 0 (NaN, too)."""
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be > 0, got {temperature!r}.")
+    """Refuses temperatures that are no finite number > 0."""
+    if not (_is_number(temperature) and 0 < temperature < math.inf):
+        raise ValueError(f"`temperature` must be a finite number > 0, got {temperature!r}.")
     return float(temperature)
 
 
 def check_share(name: str, share: float) -> float:
-    """Refuses shares outside 0..1 (NaN, too)."""
-    if not 0 <= share <= 1:
-        raise ValueError(f"`{name}` must be between 0 and 1, got {share!r}.")
+    """Refuses shares that are no number in 0..1."""
+    if not (_is_number(share) and 0 <= share <= 1):
+        raise ValueError(f"`{name}` must be a number in 0..1, got {share!r}.")
     return float(share)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def weighted_sum(values: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,0 +1,65 @@
+"""Tiny networks and images, and one Distiller on one device beside the same on two replicas."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_ssd as ssd
+from keras_ssd.layers import BatchNormalization
+
+
+def network(width, batch_norm=None, *, seed=0, regularizer=None):
+    """8x8 images to 3 logits and a projection, with weights that tell images apart.
+
+    `batch_norm` is None, "own" (each replica by itself) or "synchronized".
+    """
+    images = keras.Input((8, 8, 3))
+    rows = keras.layers.Rescaling(1 / 127.5, -1)(images)
+    for strides in (1, 2):
+        rows = keras.layers.Conv2D(
+            width, 3, strides, "same", use_bias=False, kernel_regularizer=regularizer
+        )(rows)
+        if batch_norm is not None:
+            rows = BatchNormalization(momentum=0.9, synchronized=batch_norm == "synchronized")(rows)
+        rows = keras.layers.ReLU()(rows)
+    rows = keras.layers.GlobalAveragePooling2D(name="embedding")(rows)
+    model = ssd.with_projection(keras.Model(images, keras.layers.Dense(3, name="logits")(rows)))
+    random = np.random.RandomState(seed)
+    for weight in model.weights:
+        spread = 0.1 if len(weight.shape) == 1 else 2 / np.sqrt(np.prod(weight.shape[:-1]))
+        start = 1.0 if weight.name in ("gamma", "moving_variance") else 0.0
+        weight.assign(start + spread * np.clip(random.standard_normal(weight.shape), -2, 2))
+    return model
+
+
+def examples(count, *, seed=0):
+    """Images of a colour each, with noise (uint8 `[count, 8, 8, 3]`), and labels in 0..2."""
+    random = np.random.RandomState(seed)
+    colours = random.uniform(40, 215, (count, 1, 1, 3))
+    images = np.clip(colours + 40 * random.standard_normal((count, 8, 8, 3)), 0, 255)
+    return images.astype("uint8"), random.randint(0, 3, count)
+
+
+def batches(*arrays, size):
+    """A data set with global batches of `size`, the last one uneven."""
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(size)
+
+
+def sgd(**options):
+    return ssd.optimizers.SGD(0.05, momentum=0.9, weight_decay=5e-4, **options)
+
+
+def on_one_and_two(strategy, make):
+    """What `make()` gives on one device, and the same with the same weights on both replicas."""
+    one = make()
+    with strategy.scope():
+        two = make()
+    two.student.set_weights(one.student.get_weights())
+    return one, two
+
+
+def assert_equal_weights(actual, expected, tolerance):
+    """Compares each weight by the norm of the difference over the norm."""
+    for value, reference in zip(actual.weights, expected.weights, strict=True):
+        difference = np.linalg.norm(value.numpy() - reference.numpy())
+        assert difference <= tolerance * np.linalg.norm(reference.numpy()), reference.path

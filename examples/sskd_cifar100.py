@@ -44,14 +44,9 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     start = time.perf_counter()
     if _SMOKE.value:
-        for name, value in {
-            "teacher": "resnet14",
-            "student": "resnet8",
-            "output": "runs/smoke",
-        }.items():
-            flags.FLAGS[name].value = value
+        flags.FLAGS.teacher, flags.FLAGS.student = "resnet14", "resnet8"
         for name in ("teacher_epochs", "pretext_epochs", "epochs"):
-            flags.FLAGS[name].value = 1
+            setattr(flags.FLAGS, name, 1)
     data = ssd.data.load(
         "digits" if _SMOKE.value else "cifar100",
         _BATCH_SIZE.value,

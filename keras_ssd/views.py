@@ -86,6 +86,9 @@ class Plain(_Views):
 
         Returns:
             `[B, height, width, channels]`.
+
+        Raises:
+            ValueError: If `pad_value` does not fit the images.
         """
         if seed is None or not (self.crop or self.flip):
             return images
@@ -142,13 +145,13 @@ class Rotations(_Views):
             `[4 * B, side, side, channels]`; row `4 * i + v` is view v of image i.
 
         Raises:
-            ValueError: If the images are not square.
+            ValueError: If the images are not square, or `pad_value` does not fit them.
         """
         height, width = images.shape[1:3]
-        if height != width:
+        if height is None or height != width:
             raise ValueError(
-                f"Rotations need square images, got {height} x {width}: crop or resize them in "
-                "the input pipeline."
+                f"Rotations need square images of a known size, got {height} x {width}: crop or "
+                "resize them in the input pipeline."
             )
         if seed is None:
             return _quarter_turns(images)
@@ -198,8 +201,17 @@ def crop_at(
 
     Returns:
         `[R, height, width, channels]` in the images' dtype.
+
+    Raises:
+        ValueError: If the images' size is unknown, or `pad_value` does not fit them.
     """
-    _, height, width, _ = images.shape
+    _, height, width, channels = images.shape
+    if height is None or width is None:
+        raise ValueError(
+            f"Crops need images of a known size, got {height} x {width}: crop or resize them in "
+            "the input pipeline."
+        )
+    _check_pad_value(pad_value, tf.as_dtype(images.dtype), channels)
     border = [[0, 0], [padding, padding], [padding, padding], [0, 0]]
     if isinstance(pad_value, Sequence):
         inside = tf.pad(tf.ones([1, height, width, 1], tf.bool), border)
@@ -212,3 +224,17 @@ def crop_at(
     padded = tf.gather(padded, rows, axis=1, batch_dims=1)
     padded = tf.gather(padded, columns, axis=2, batch_dims=1)
     return tf.ensure_shape(padded, images.shape)
+
+
+def _check_pad_value(
+    pad_value: float | Sequence[float], dtype: tf.DType, channels: int | None
+) -> None:
+    values = np.reshape(pad_value, [-1])
+    if np.ndim(pad_value) and channels not in (None, len(values)):
+        raise ValueError(f"`pad_value` must be a number or {channels} of them, got {pad_value!r}.")
+    exact = dtype.is_floating or (values == np.round(values)).all()
+    if not exact or values.min() < dtype.min or values.max() > dtype.max:
+        raise ValueError(
+            f"`pad_value` {pad_value!r} is no {dtype.name}: give black as it is in the images, "
+            "0 in raw ones."
+        )

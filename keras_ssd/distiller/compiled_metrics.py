@@ -58,9 +58,11 @@ class CompiledMetrics:
 
 def refuse_probability_form(argument: str, given: Any) -> None:
     """Refuses losses and metrics that expect probabilities, where the student gives logits."""
-    name = given if isinstance(given, str) else getattr(given, "name", type(given).__name__)
-    by_name = isinstance(given, str) and ("entropy" in given or given in ("ce", "bce"))
-    if by_name or getattr(given, "from_logits", True) is False:
+    name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
+    plain = name.lower().replace("_", "")
+    of_keras = isinstance(given, str) or given.__module__.startswith("keras.")
+    by_name = of_keras and any(word in plain for word in ("entropy", "bce", "kld"))
+    if not getattr(given, "from_logits", not by_name):
         raise ValueError(
             f"`{argument}` {name!r} expects probabilities, and the student gives logits: use the "
             "class of `keras.losses` or `keras.metrics` with `from_logits=True`."

@@ -71,16 +71,17 @@ class Distiller(Steps):
         name: str = "distiller",
     ) -> None:
         student = preflight.checked_student(student)
-        objectives = tuple(objectives)
         preflight.check_objectives(objectives, RESERVED)
+        views = Plain() if views is None else views
+        preflight.check_views(views)
         # autocast=False: float images must reach the networks' own normalisation in full precision.
         # The policy: Keras scales the loss of a model whose own policy is mixed_float16 alone.
         policy = "mixed_float16" if preflight.uses_float16(student) else student.dtype_policy
         super().__init__(name=name, dtype=policy, autocast=False)
         self.student = student
-        self.objectives = objectives
+        self.objectives = tuple(objectives)
         self.objective_states = [o.state for o in objectives if o.state is not None]
-        self.views = Plain() if views is None else views
+        self.views = views
         self.seed = int(seed)
         self.evaluate_views = False
         self._trackers = None
@@ -103,6 +104,8 @@ class Distiller(Steps):
             frozen = (
                 None if teacher is None else freeze(teacher, preprocessing=teacher_preprocessing)
             )
+        if frozen is not None and frozen.preprocessing is None:
+            preflight.check_one_input("teacher", frozen.model)
         outputs = None if frozen is None else preflight.known_outputs(frozen.model)
         preflight.check_outputs(
             self.objectives,
@@ -223,7 +226,7 @@ class Distiller(Steps):
         Raises:
             ValueError: If labels, weights, images or the teacher's absence make a step impossible.
         """
-        if options.get("class_weight") is not None and isinstance(y, np.ndarray) and (y < 0).any():
+        if options.get("class_weight") is not None and y is not None and np.any(np.less(y, 0)):
             raise ValueError(
                 "`class_weight` has no weight for the label -1 of unlabeled images: give "
                 "`sample_weight` instead."

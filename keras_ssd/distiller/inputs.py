@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssd.losses import at_least_float32
+from keras_ssd.teacher import named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Inputs:
             labels=None if y is None else _labels(y),
             sample_weight=None if sample_weight is None else _weights(sample_weight),
             index=rest.get("index"),
-            teacher=rest.get("teacher"),
+            teacher=named(rest["teacher"], "stored teacher") if "teacher" in rest else None,
         )
 
     def teacher_rows(self, num_views: int) -> dict[str, tf.Tensor]:
@@ -66,11 +67,11 @@ def images_of(x: Any) -> tf.Tensor:
         if "image" not in x:
             raise ValueError(f"A dict of inputs must hold `image`, got the keys {sorted(x)}.")
         x = x["image"]
-    if not hasattr(x, "shape") or len(x.shape) != 4:
-        raise ValueError(
-            "Images must be [batch, height, width, channels], got "
-            f"{'shape ' + str(tuple(x.shape)) if hasattr(x, 'shape') else type(x).__name__}."
-        )
+    if not hasattr(x, "shape"):
+        raise ValueError(f"`x` must be images or a dict with `image`, got a {type(x).__name__}.")
+    shape = tf.TensorShape(x.shape)
+    if shape.rank != 4:
+        raise ValueError(f"Images must be [batch, height, width, channels], got shape {shape}.")
     return x
 
 

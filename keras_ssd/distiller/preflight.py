@@ -13,6 +13,7 @@ from keras_ssd.collectives import num_replicas
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.objectives import Objective
 from keras_ssd.teacher import FrozenTeacher, named
+from keras_ssd.views import Plain, Rotations
 
 _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 
@@ -26,6 +27,7 @@ def checked_student(student: Any) -> keras.Model:
             f"The student {student.name!r} has no weights yet: call it once on a batch of images, "
             "or give it an input shape, before you make the Distiller."
         )
+    check_one_input("student", student)
     strategy = tf.distribute.get_strategy()
     if not all(strategy.extended.variable_created_in_scope(v.value) for v in student.variables):
         raise ValueError(
@@ -35,8 +37,26 @@ def checked_student(student: Any) -> keras.Model:
     return student
 
 
+def check_one_input(part: str, network: Any) -> None:
+    """Refuses functional networks that take more than the images."""
+    inputs = getattr(network, "inputs", None) or [None]
+    if len(inputs) != 1:
+        raise ValueError(
+            f"The {part} {network.name!r} has {len(inputs)} inputs, and it is given the images "
+            "alone: wrap it in a model that makes the others of them."
+        )
+
+
+def check_views(views: Any) -> None:
+    """Refuses what are no views."""
+    if not isinstance(views, (Plain, Rotations)):
+        raise TypeError(f"`views` must be `Plain(...)` or `Rotations(...)`, got {views!r}.")
+
+
 def check_objectives(objectives: Sequence[Objective], reserved: Iterable[str]) -> None:
     """Refuses things that are no objectives and names that hide one another."""
+    if not isinstance(objectives, (list, tuple)):
+        raise TypeError(f"`objectives` must be a list of objectives, got {objectives!r}.")
     if not objectives:
         raise ValueError("`objectives` is empty: give at least one, or a preset such as `sskd()`.")
     names = list(reserved)
@@ -170,6 +190,7 @@ class Guard:
 
     Attributes:
         labels: The labels, moved into -1..C-1, so that nothing reads past the last class.
+        sample_weight: The weights, 0 where they mean nothing: 0 times NaN would be a gradient.
     """
 
     def __init__(
@@ -180,10 +201,11 @@ class Guard:
         self.labels = inputs.labels
         if self.labels is not None:
             self._check_labels(inputs.labels, student["logits"].shape[-1])
-        weights = inputs.sample_weight
+        self.sample_weight = weights = inputs.sample_weight
         if weights is not None:
             fits = tf.math.is_finite(weights) & (weights >= 0)
             self._require(fits, "`sample_weight` must be finite and >= 0, got values from", weights)
+            self.sample_weight = tf.where(fits, weights, tf.zeros_like(weights))
         for owner, outputs in (("teacher", teacher), ("student", student)):
             if "logits" in outputs:
                 self._refuse_probabilities(owner, outputs["logits"])
@@ -202,6 +224,7 @@ class Guard:
             fits = tf.math.is_finite(labels) & (labels >= 0)
             words = "One-hot and soft labels must be finite and >= 0, got values from"
             self._require(fits, words, labels)
+            self.labels = tf.where(fits, labels, tf.zeros_like(labels))
 
     def _refuse_probabilities(self, owner: str, logits: tf.Tensor) -> None:
         logits = tf.cast(logits, tf.float32)

@@ -74,6 +74,11 @@ class Steps(keras.Model):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One batch of an evaluation; changes no variable but the running means."""
         inputs = Inputs.of(data)
+        if not self.evaluate_views and inputs.labels is None:
+            raise ValueError(
+                "An evaluation without labels measures nothing: give `y`, or compile with "
+                "`evaluate_views=True` to see the objectives."
+            )
         if self.evaluate_views:
             self._check_inputs(inputs)
             rows, teacher = self._views_and_teacher(inputs, seed=None)
@@ -81,7 +86,7 @@ class Steps(keras.Model):
             terms = self._run_objectives(batch)
         else:
             batch, guard = self._batch(inputs, inputs.images, {}, training=False)
-            terms = {} if batch.labels is None else {_CROSS_ENTROPY.name: _CROSS_ENTROPY(batch)}
+            terms = {_CROSS_ENTROPY.name: _CROSS_ENTROPY(batch)}
         share = guard.nan_if_broken(self._loss_share(batch, terms))
         self._track(batch, terms, guard.checked(share))
         return self.get_metrics_result()
@@ -130,7 +135,7 @@ class Steps(keras.Model):
         batch = Batch(
             images=rows,
             labels=guard.labels,
-            sample_weight=inputs.sample_weight,
+            sample_weight=guard.sample_weight,
             teacher=teacher,
             student=student,
             num_views=self.views.num_views if with_views else 1,
@@ -156,8 +161,6 @@ class Steps(keras.Model):
         logits = at_least_float32(batch.select(batch.student["logits"], "plain"))
         if self.loss is None and not self.losses:
             return tf.zeros([], logits.dtype)
-        if self.loss is not None and batch.labels is None:
-            return tf.zeros([], logits.dtype)  # an evaluation without labels, which shows no loss
         labels = None if batch.labels is None else tf.maximum(batch.labels, 0)
         weights = batch.weights_of("plain", labeled=labels is not None)
         loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights)

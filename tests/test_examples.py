@@ -1,0 +1,23 @@
+"""Each example runs to its end and writes its report."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["quickstart", "sskd_cifar100"])
+def test_smoke(script, tmp_path):
+    subprocess.run(
+        [sys.executable, EXAMPLES / f"{script}.py", "--smoke", f"--output={tmp_path}"], check=True
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["seconds"] > 0
+    assert list(tmp_path.rglob("saved_model.pb"))
+    accuracies = report["seeds"][0] if script == "quickstart" else report["results"]
+    assert {"teacher", "student" if script == "quickstart" else "sskd"} <= accuracies.keys()

@@ -21,7 +21,8 @@ def all_gather(tensor: tf.Tensor) -> tf.Tensor:
     Differentiable: the gradient of a row is the sum of the gradients that all replicas give it.
 
     Args:
-        tensor: Tensor `[rows, ...]`. The number of rows may differ between replicas.
+        tensor: Tensor `[rows, ...]`. The number of rows may differ between replicas and be 0 on
+            some; where it is 0 on all of them, TensorFlow 2.21 ends the process.
 
     Returns:
         Tensor `[all rows, ...]`. `tf.distribute` gathers float32, float64 and int32 alone (float16

@@ -1,22 +1,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from replicas import on_replicas
 
 from keras_ssd.collectives import all_gather, all_sum, num_replicas, replica_rows, row_count
-
-
-def shards(strategy, tensors):
-    return strategy.experimental_distribute_values_from_function(
-        lambda context: tensors[context.replica_id_in_sync_group]
-    )
-
-
-def on_replicas(strategy, function, *tensors):
-    """What each replica gets; each argument is a list of one tensor a replica."""
-    arguments = [shards(strategy, tensor) for tensor in tensors]
-    results = tf.function(lambda: strategy.run(function, args=arguments))()
-    parts = [strategy.experimental_local_results(part) for part in tf.nest.flatten(results)]
-    return [tf.nest.pack_sequence_as(results, part) for part in zip(*parts, strict=True)]
 
 
 def test_one_replica_hears_itself():
@@ -35,7 +22,7 @@ def test_outside_of_a_step_there_is_nobody_to_talk_to(two_replicas):
         assert replica_rows(3) == (0, 3)
 
 
-SPLITS = {"equal": (3, 3), "unequal": (5, 2), "the first is empty": (0, 4), "no rows": (0, 0)}
+SPLITS = {"equal": (3, 3), "unequal": (5, 2), "first empty": (0, 4), "second empty": (3, 0)}
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
@@ -77,7 +64,7 @@ def test_what_cannot_be_gathered_is_cast(two_replicas, given, gathered):
         np.testing.assert_array_equal(result, [1, 0, 1, 1])
 
 
-@pytest.mark.parametrize("split", [(3, 3), (5, 2), (0, 4)], ids=str)
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_gradient_of_all_gather_is_the_sum_over_replicas(two_replicas, split, dtype):
     generator = np.random.default_rng(0)

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import golden_cases
+from replicas import on_replicas
 
-from keras_ssd.collectives import replica_rows
 from keras_ssd.views import Plain, Rotations, crop_at
 
 AUGMENTED = {
@@ -134,29 +134,34 @@ def test_one_flip_coin_an_image_shared_by_its_views():
         flipped = mirror if coins[-1] else image
         for view in range(4):
             np.testing.assert_array_equal(views[view], turned(flipped, view))
-    assert 70 < sum(coins) < 130  # 4 standard deviations
+    assert 0 < sum(coins) < 200
 
 
-def offsets_of(views, count):
-    """Row and column of every window; images whose pixels say where they are."""
-    image = np.arange(81.0, dtype="float32").reshape(1, 9, 9, 1)
-    rows = views(np.repeat(image, count, axis=0), SEED).numpy()
-    middle = rows[:, 4, 4, 0].astype(int).reshape(-1, views.num_views)
-    tables = [turned(image[0, ..., 0], view) for view in range(views.num_views)]
-    where = [{int(table[r, c]): (r, c) for r in range(9) for c in range(9)} for table in tables]
-    return np.array([[where[v][value] for v, value in enumerate(row)] for row in middle])
+def draws_of(views, count):
+    """Coin, row and column of each view: `[count, 1 + 2 * V]`; pixels say where they are."""
+    image = np.arange(121.0).reshape(11, 11)
+    rows = views(np.tile(image[:, :, None].astype("float32"), [count, 1, 1, 1]), SEED).numpy()
+    middle = rows[:, 4, 4, 0].astype(int).reshape(count, -1)  # 4 pixels do not reach it
+    coins = (rows[:: views.num_views, 4, 5, 0] < middle[:, 0]).astype(int)
+    draws = np.empty((count, views.num_views, 2), int)
+    for coin, source in enumerate([image, image[:, ::-1]]):
+        for view in range(views.num_views):
+            places = np.argsort(turned(source, view).ravel())  # of each pixel
+            chosen = coins == coin
+            draws[chosen, view] = np.transpose(divmod(places[middle[chosen, view]], 11))
+    return np.column_stack([coins, draws.reshape(count, -1)])
 
 
-@pytest.mark.parametrize("views", [Plain(True), Rotations(flip=False)], ids=["plain", "each"])
-def test_offsets_are_uniform_over_0_to_twice_the_padding(views):
+@pytest.mark.parametrize("views", [Plain(True, flip=True), Rotations()], ids=["plain", "each"])
+def test_draws_are_fair_and_independent(views):
     count = 3000
-    numbers = offsets_of(views, count).reshape(count, -1)
-    expected, deviation = count / 9, np.sqrt(count * (1 / 9) * (8 / 9))
-    for column in numbers.T:
-        counts = np.bincount(column, minlength=9)
-        assert len(counts) == 9
-        np.testing.assert_allclose(counts, expected, atol=4.5 * deviation)
-    correlations = np.corrcoef(numbers.T)[np.triu_indices(numbers.shape[1], 1)]
+    coins, *offsets = draws = draws_of(views, count).T
+    assert abs(coins.mean() - 1 / 2) < 4.5 * np.sqrt(1 / 4 / count)
+    for offset in offsets:
+        shares = np.bincount(offset, minlength=9) / count
+        assert len(shares) == 9
+        np.testing.assert_allclose(shares, 1 / 9, atol=4.5 * np.sqrt(8 / 81 / count))
+    correlations = np.corrcoef(draws)[np.triu_indices(len(draws), 1)]
     np.testing.assert_allclose(correlations, 0, atol=4.5 / np.sqrt(count))
 
 
@@ -175,18 +180,15 @@ def test_a_seed_replays_exactly_and_another_one_differs(views):
 @pytest.mark.parametrize("name", ["both", "each", "shared"])
 def test_the_same_views_on_two_replicas_of_unequal_rows(two_replicas, name):
     views, images = AUGMENTED[name], some_images(37, dtype="float32")
-    shards = two_replicas.experimental_distribute_values_from_function(
-        lambda context: [images[:19], images[19:]][context.replica_id_in_sync_group]
-    )
 
-    @tf.function
-    def on_replicas():
-        return two_replicas.run(views, args=(shards, tf.constant(SEED)))
+    def replica(images):
+        rows = views(images, SEED)
+        assert rows.shape == [len(images) * views.num_views, 8, 8, 3]  # static
+        return rows
 
-    first, second = two_replicas.experimental_local_results(on_replicas())
+    first, second = on_replicas(two_replicas, replica, [images[:19], images[19:]])
     assert (len(first), len(second)) == (19 * views.num_views, 18 * views.num_views)
     np.testing.assert_array_equal(tf.concat([first, second], 0), views(images, SEED))
-    assert replica_rows(5) == (0, 5)
 
 
 @pytest.mark.parametrize("name", ["both", "each", "shared", "a border a channel"])

@@ -64,8 +64,8 @@ def refuse_probability_form(argument: str, given: Any) -> None:
     by_name = of_keras and any(word in plain for word in ("entropy", "bce", "kld"))
     if not getattr(given, "from_logits", not by_name):
         raise ValueError(
-            f"`{argument}` {name!r} expects probabilities, and the student gives logits: use the "
-            "class of `keras.losses` or `keras.metrics` with `from_logits=True`."
+            f"`{argument}` {name!r} expects probabilities, and the student gives logits: use a "
+            "class of `keras.losses` or `keras.metrics` that takes `from_logits=True`."
         )
 
 

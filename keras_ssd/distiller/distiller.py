@@ -143,7 +143,7 @@ class Distiller(Steps):
             evaluate_views: Evaluate with views, teacher and objectives, without augmentation. What
                 pretext training needs, where the logits do not change.
             run_eagerly: As in Keras.
-            steps_per_execution: As in Keras.
+            steps_per_execution: As in Keras; 1 with several replicas.
             jit_compile: As in Keras; not with several replicas.
             auto_scale_loss: As in Keras.
 
@@ -158,8 +158,10 @@ class Distiller(Steps):
                     "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
                 )
             refuse_probability_form("loss", loss)
-        optimizer = keras.optimizers.get(optimizer)
-        self._refuse_across_replicas(optimizer, jit_compile)
+        with self.distribute_strategy.scope():
+            optimizer = keras.optimizers.get(optimizer)
+        preflight.check_scope("optimizer", optimizer.variables, self.distribute_strategy)
+        self._refuse_across_replicas(optimizer, jit_compile, steps_per_execution)
         self.evaluate_views = bool(evaluate_views)
         with self.distribute_strategy.scope():
             trackers = Trackers([o.name for o in self.objectives], metrics, weighted_metrics)
@@ -190,7 +192,10 @@ class Distiller(Steps):
         )
 
     def _refuse_across_replicas(
-        self, optimizer: keras.optimizers.Optimizer, jit_compile: bool | str
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        jit_compile: bool | str,
+        steps_per_execution: int,
     ) -> None:
         replicas = self.distribute_strategy.num_replicas_in_sync
         inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -200,6 +205,11 @@ class Distiller(Steps):
             raise ValueError(
                 f"`jit_compile=True` does not work on {replicas} replicas of one process (Keras "
                 'compiles the whole strategy): leave it at "auto".'
+            )
+        if steps_per_execution != 1:
+            raise ValueError(
+                f"`steps_per_execution={steps_per_execution}` does not work on {replicas} replicas "
+                "in Keras: leave it at 1."
             )
         for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
             if getattr(inner, option):
@@ -264,10 +274,24 @@ class Distiller(Steps):
         with self.trackers.evaluation():
             return super().evaluate(*args, **options)
 
+    def train_on_batch(self, *args: Any, **options: Any) -> Any:
+        """Trains on one batch; arguments and result are those of `keras.Model.train_on_batch`."""
+        self._refuse_whole_batches("train_on_batch", "fit")
+        return super().train_on_batch(*args, **options)
+
     def test_on_batch(self, *args: Any, **options: Any) -> Any:
         """Evaluates one batch; arguments and result are those of `keras.Model.test_on_batch`."""
+        self._refuse_whole_batches("test_on_batch", "evaluate")
         with self.trackers.evaluation():
             return super().test_on_batch(*args, **options)
+
+    def _refuse_whole_batches(self, method: str, instead: str) -> None:
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            raise ValueError(
+                f"In `{method}` Keras gives the whole batch to each of the {replicas} replicas, so "
+                f"that every image counts {replicas} times: call `{instead}` instead."
+            )
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -38,8 +38,11 @@ def shared_gradients(
 
 
 def _clips(optimizer: keras.optimizers.Optimizer) -> bool:
-    limits = (optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue)
-    return any(limit is not None for limit in limits)
+    return any(map(_acts, (optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue)))
+
+
+def _acts(limit: float | None) -> bool:
+    return limit is not None and limit > 0  # Keras takes 0 for no limit
 
 
 def _clip(
@@ -50,12 +53,12 @@ def _clip(
     def limit_for(gradient: tf.Tensor, limit: float) -> tf.Tensor:
         return tf.cast(limit * scale, gradient.dtype)
 
-    if optimizer.clipnorm is not None:
+    if _acts(optimizer.clipnorm):
         return [tf.clip_by_norm(g, limit_for(g, optimizer.clipnorm)) for g in gradients]
-    if optimizer.global_clipnorm is not None:
+    if _acts(optimizer.global_clipnorm):
         limit = limit_for(gradients[0], optimizer.global_clipnorm)
         return tf.clip_by_global_norm(gradients, limit)[0]
-    if optimizer.clipvalue is not None:
+    if _acts(optimizer.clipvalue):
         limits = [limit_for(g, optimizer.clipvalue) for g in gradients]
         clipped = [
             tf.clip_by_value(g, -limit, limit) for g, limit in zip(gradients, limits, strict=True)

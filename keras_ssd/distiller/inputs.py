@@ -36,6 +36,7 @@ class Inputs:
     def of(cls, data: Any) -> Inputs:
         """Reads `x`, `(x, y)` or `(x, y, sample_weight)`; x may be a dict with `image`."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = tf.nest.map_structure(tf.convert_to_tensor, x)  # `train_on_batch` hands arrays on
         rest = x if isinstance(x, Mapping) else {}
         images = images_of(x)
         return cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ssd.collectives import num_replicas
+from keras_ssd.collectives import all_sum, num_replicas
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.objectives import Objective
 from keras_ssd.teacher import FrozenTeacher, named
@@ -28,12 +29,7 @@ def checked_student(student: Any) -> keras.Model:
             "or give it an input shape, before you make the Distiller."
         )
     check_one_input("student", student)
-    strategy = tf.distribute.get_strategy()
-    if not all(strategy.extended.variable_created_in_scope(v.value) for v in student.variables):
-        raise ValueError(
-            "The student and the Distiller must be made under the same `tf.distribute` strategy: "
-            "build both inside one `with strategy.scope():`."
-        )
+    check_scope("student", student.variables, tf.distribute.get_strategy())
     return student
 
 
@@ -51,6 +47,17 @@ def check_views(views: Any) -> None:
     """Refuses what are no views."""
     if not isinstance(views, (Plain, Rotations)):
         raise TypeError(f"`views` must be `Plain(...)` or `Rotations(...)`, got {views!r}.")
+
+
+def check_scope(
+    part: str, variables: Iterable[keras.Variable], strategy: tf.distribute.Strategy
+) -> None:
+    """Refuses a part of the Distiller whose variables belong to another strategy scope."""
+    if not all(strategy.extended.variable_created_in_scope(v.value) for v in variables):
+        raise ValueError(
+            f"The {part} and the Distiller must be made under the same `tf.distribute` strategy: "
+            "make both inside one `with strategy.scope():`."
+        )
 
 
 def check_objectives(objectives: Sequence[Objective], reserved: Iterable[str]) -> None:
@@ -230,28 +237,19 @@ class Guard:
         logits = tf.cast(logits, tf.float32)
         sums_to_one = tf.abs(tf.reduce_sum(logits, axis=-1) - 1) < 1e-2
         some_logits = tf.reduce_any(logits < 0) | ~tf.reduce_all(sums_to_one)
+        too_few = tf.shape(logits)[0] < 8  # one row of logits may sum to 1 by chance
         words = (
             f"The {owner} returns probabilities, and logits are needed: build it without softmax"
         )
-        self._require(some_logits | tf.equal(tf.size(logits), 0), words, logits)
+        self._require(some_logits | too_few, words, logits)
 
     def _require(self, fits: tf.Tensor, words: str, values: tf.Tensor) -> None:
         fits = tf.reduce_all(fits)
         found = [words, tf.reduce_min(values), "to", tf.reduce_max(values)]
         self._checks.append(fits)
-        self._add(tf.debugging.Assert(fits, found))
-
-    def _add(self, assertion: tf.Operation | None) -> None:
+        assertion = tf.debugging.Assert(fits, found)
         if assertion is not None:  # None: it has held already, eagerly
             self._assertions.append(assertion)
-
-    def refuse_no_rows(self, rows: tf.Tensor) -> None:
-        """Refuses a replica without an image: batch normalisation of nothing is NaN."""
-        message = (
-            "A replica got no image of this batch, and batch normalisation of nothing is NaN: use "
-            "drop_remainder=True, or build the student with synchronized_batch_norm=True."
-        )
-        self._add(tf.debugging.assert_greater(tf.shape(rows)[0], 0, message=message))
 
     def nan_if_broken(self, loss: tf.Tensor) -> tf.Tensor:
         """The loss, or NaN without a gradient where a check failed."""
@@ -261,6 +259,36 @@ class Guard:
         """The tensors, not before all assertions have held."""
         with tf.control_dependencies(self._assertions):
             return tf.nest.map_structure(tf.identity, tensors)
+
+
+def fed_everywhere(images: tf.Tensor, student: keras.Model, training: bool) -> tf.Tensor:
+    """The images, not before every replica has some, where a replica without any would fail."""
+    if num_replicas() == 1:
+        return images
+    if training and per_replica_batch_norm(student):
+        message = (
+            "A replica got no image of this batch, and batch normalisation of nothing is NaN: use "
+            "drop_remainder=True, or build the student with synchronized_batch_norm=True."
+        )
+    elif not _convolves_nothing(student.compute_dtype):
+        message = (
+            "A replica got no image of this batch, and a convolution of nothing fails in "
+            "TensorFlow on this device: use drop_remainder=True, or a batch size that leaves an image for "
+            "each replica."
+        )
+    else:
+        return images
+    fed = all_sum(tf.cast(tf.shape(images)[0] > 0, tf.int32))
+    with tf.control_dependencies([tf.debugging.assert_equal(fed, num_replicas(), message)]):
+        return tf.identity(images)
+
+
+@functools.cache
+def _convolves_nothing(dtype: str) -> bool:
+    """Whether a convolution of no image has the right shape; with oneDNN (TensorFlow 2.21) not."""
+    with tf.init_scope():
+        kernel, images = tf.zeros([1, 1, 1, 2], dtype), tf.zeros([0, 1, 1, 1], dtype)
+        return tf.nn.conv2d(images, kernel, 1, "VALID").shape[-1] == 2
 
 
 def with_known_size(images: tf.Tensor, student: keras.Model) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,9 @@ class Steps(keras.Model):
             raise ValueError("Call `compile()` before you train or evaluate.")
         return self._trackers
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing: all is built, and Keras' average of a batch over replicas needs equal shards."""
+
     def call(self, x: Any, training: bool | None = None) -> tf.Tensor:
         """The student's logits of plain images (or of a dict with `image`)."""
         return named(self.student(images_of(x), training=training), "student")["logits"]
@@ -57,14 +61,14 @@ class Steps(keras.Model):
     @tf.autograph.experimental.do_not_convert
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One update of the student; returns the running means of the epoch."""
-        inputs = Inputs.of(data)
+        inputs = self._inputs(data, training=True)
         self._check_inputs(inputs)
         preflight.check_batch_size(self.objectives, inputs.images)
         rows, teacher = self._views_and_teacher(inputs, self._step_seed())
         with tf.GradientTape() as tape:
-            batch, guard = self._batch(inputs, rows, teacher, training=True)
+            batch, guard, added = self._batch(inputs, rows, teacher, training=True)
             terms = self._run_objectives(batch)
-            share = guard.nan_if_broken(self._loss_share(batch, terms))
+            share = guard.nan_if_broken(self._loss_share(batch, terms, added))
             scaled = self.optimizer.scale_loss(share)
         self._update(tape, scaled, guard)
         self._track(batch, terms, guard.checked(share))
@@ -73,7 +77,7 @@ class Steps(keras.Model):
     @tf.autograph.experimental.do_not_convert
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One batch of an evaluation; changes no variable but the running means."""
-        inputs = Inputs.of(data)
+        inputs = self._inputs(data, training=False)
         if not self.evaluate_views and inputs.labels is None:
             raise ValueError(
                 "An evaluation without labels measures nothing: give `y`, or compile with "
@@ -82,14 +86,19 @@ class Steps(keras.Model):
         if self.evaluate_views:
             self._check_inputs(inputs)
             rows, teacher = self._views_and_teacher(inputs, seed=None)
-            batch, guard = self._batch(inputs, rows, teacher, training=False)
+            batch, guard, added = self._batch(inputs, rows, teacher, training=False)
             terms = self._run_objectives(batch)
         else:
-            batch, guard = self._batch(inputs, inputs.images, {}, training=False)
+            batch, guard, added = self._batch(inputs, inputs.images, {}, training=False)
             terms = {_CROSS_ENTROPY.name: _CROSS_ENTROPY(batch)}
-        share = guard.nan_if_broken(self._loss_share(batch, terms))
+        share = guard.nan_if_broken(self._loss_share(batch, terms, added))
         self._track(batch, terms, guard.checked(share))
         return self.get_metrics_result()
+
+    def _inputs(self, data: Any, training: bool) -> Inputs:
+        inputs = Inputs.of(data)
+        images = preflight.fed_everywhere(inputs.images, self.student, training)
+        return dataclasses.replace(inputs, images=images)
 
     def _step_seed(self) -> tf.Tensor:
         step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64)
@@ -122,16 +131,15 @@ class Steps(keras.Model):
 
     def _batch(
         self, inputs: Inputs, rows: tf.Tensor, teacher: Mapping[str, tf.Tensor], training: bool
-    ) -> tuple[Batch, preflight.Guard]:
+    ) -> tuple[Batch, preflight.Guard, list[tf.Tensor]]:
         """Runs the student and puts all that objectives are given into a Batch."""
         with_views = training or self.evaluate_views
-        student = named(self.student(rows, training=training), "student")
+        outputs, added = self._run_student(rows, training)
+        student = named(outputs, "student")
         if with_views:
             views = self.views.num_views
             preflight.check_outputs(self.objectives, views, teacher or None, student)
         guard = preflight.Guard(inputs, teacher, student)
-        if num_replicas() > 1 and preflight.per_replica_batch_norm(self.student):
-            guard.refuse_no_rows(rows)
         batch = Batch(
             images=rows,
             labels=guard.labels,
@@ -141,34 +149,52 @@ class Steps(keras.Model):
             num_views=self.views.num_views if with_views else 1,
             index=inputs.index,
         )
-        return batch, guard
+        return batch, guard, added
+
+    def _run_student(self, rows: tf.Tensor, training: bool) -> tuple[Any, list[tf.Tensor]]:
+        """The student's outputs, and with several replicas what its layers gave to `add_loss`."""
+        if num_replicas() == 1:
+            return self.student(rows, training=training), []
+        # Layers keep `add_loss` in one list, while the replicas' traces alternate at collectives.
+        with keras.StatelessScope(collect_losses=True, initialize_variables=False) as scope:
+            outputs = self.student(rows, training=training)
+        for variable in self.student.variables:
+            updated = scope.get_current_value(variable)
+            if updated is not None:
+                variable.assign(updated)
+        return outputs, scope.losses
 
     def _run_objectives(self, batch: Batch) -> _Terms:
         return {objective.name: objective(batch) for objective in self.objectives}
 
-    def _loss_share(self, batch: Batch, terms: _Terms) -> tf.Tensor:
+    def _loss_share(self, batch: Batch, terms: _Terms, added: list[tf.Tensor]) -> tf.Tensor:
         """This replica's share of the loss: the shares of all replicas add up to it."""
         weights = {objective.name: objective.weight for objective in self.objectives}
-        share = self._student_losses(batch)
+        share = self._student_losses(batch, added)
         counts = all_sum([count for _, count in terms.values()]) if terms else []
         for (name, (total, _)), count in zip(terms.items(), counts, strict=True):
             mean = tf.math.divide_no_nan(total, tf.stop_gradient(count))
             share += tf.cast(weights.get(name, 1.0) * mean, share.dtype)
         return share
 
-    def _student_losses(self, batch: Batch) -> tf.Tensor:
+    def _student_losses(self, batch: Batch, added: list[tf.Tensor]) -> tf.Tensor:
         """Regularisers, `add_loss` and `compile(loss=)`: this replica's share."""
         logits = at_least_float32(batch.select(batch.student["logits"], "plain"))
-        if self.loss is None and not self.losses:
-            return tf.zeros([], logits.dtype)
-        labels = None if batch.labels is None else tf.maximum(batch.labels, 0)
-        weights = batch.weights_of("plain", labeled=labels is not None)
-        loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights)
-        # Keras divides by the number of replicas, as if they had equal numbers of images.
+        loss = tf.zeros([], logits.dtype)
+        for term in added:
+            loss += tf.cast(tf.reduce_sum(term), loss.dtype)
+        if self.loss is not None or self.losses:
+            labels = None if batch.labels is None else tf.maximum(batch.labels, 0)
+            weights = batch.weights_of("plain", labeled=labels is not None)
+            mean = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights)
+            # Keras divides by the number of replicas, as if they had equal numbers of images.
+            loss += tf.cast(mean * num_replicas(), loss.dtype)
+        elif not added:
+            return loss
         rows = row_count(logits)
         _, total = replica_rows(rows)
         part = tf.math.divide_no_nan(tf.cast(rows, loss.dtype), tf.cast(total, loss.dtype))
-        return tf.cast(loss * num_replicas() * part, logits.dtype)
+        return tf.where(part > 0, loss * part, 0)  # the mean of a replica without images is NaN
 
     def _update(
         self, tape: tf.GradientTape, scaled_loss: tf.Tensor, guard: preflight.Guard
@@ -190,9 +216,11 @@ class Steps(keras.Model):
         trackers = self.trackers
         student = batch.select(batch.student["logits"], "plain")
         images = tf.cast(row_count(student), share.dtype)
-        trackers.loss.update_state(all_sum(share), sample_weight=images)
         own_terms = {name: term for name, term in terms.items() if name in trackers.terms}
-        trackers.update_terms(own_terms)
+        # Every replica counts the global batch: what a callback is shown is a mean over replicas.
+        loss, images, global_terms = all_sum((share, images, own_terms))
+        trackers.loss.update_state(loss, sample_weight=images)
+        trackers.update_terms(global_terms)
         teacher = batch.teacher.get("logits")
         comparable = teacher is not None and teacher.shape[-1] == student.shape[-1]
         if comparable:

@@ -57,7 +57,7 @@ def similarity_matrices(
     figure.colorbar(picture, ax=list(axes), label="cosine similarity", shrink=0.8)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, format="png", dpi=120)
     return path
 
 

@@ -8,7 +8,7 @@ import keras_ssd as ssd
 from keras_ssd.layers import BatchNormalization
 
 
-def network(width, batch_norm=None, *, seed=0, regularizer=None):
+def network(width, batch_norm=None, *, seed=1, regularizer=None, on_embedding=None):
     """8x8 images to 3 logits and a projection, with weights that tell images apart.
 
     `batch_norm` is None, "own" (each replica by itself) or "synchronized".
@@ -23,6 +23,7 @@ def network(width, batch_norm=None, *, seed=0, regularizer=None):
             rows = BatchNormalization(momentum=0.9, synchronized=batch_norm == "synchronized")(rows)
         rows = keras.layers.ReLU()(rows)
     rows = keras.layers.GlobalAveragePooling2D(name="embedding")(rows)
+    rows = rows if on_embedding is None else on_embedding(rows)
     model = ssd.with_projection(keras.Model(images, keras.layers.Dense(3, name="logits")(rows)))
     random = np.random.RandomState(seed)
     for weight in model.weights:
@@ -40,13 +41,21 @@ def examples(count, *, seed=0):
     return images.astype("uint8"), random.randint(0, 3, count)
 
 
-def batches(*arrays, size):
-    """A data set with global batches of `size`, the last one uneven."""
+def batches(*arrays, size=10):
+    """A data set with global batches of `size`, the last one with the rest."""
     return tf.data.Dataset.from_tensor_slices(arrays).batch(size)
 
 
 def sgd(**options):
     return ssd.optimizers.SGD(0.05, momentum=0.9, weight_decay=5e-4, **options)
+
+
+def sskd(student, *, optimizer=sgd, preset=None, **compiled):
+    """A compiled Distiller, by default of SSKD complete."""
+    teacher = network(8, "own", seed=0)
+    model = ssd.Distiller(teacher, student, **(preset or ssd.presets.sskd()))
+    model.compile(optimizer(), **compiled)
+    return model
 
 
 def on_one_and_two(strategy, make):
@@ -58,8 +67,14 @@ def on_one_and_two(strategy, make):
     return one, two
 
 
-def assert_equal_weights(actual, expected, tolerance):
-    """Compares each weight by the norm of the difference over the norm."""
-    for value, reference in zip(actual.weights, expected.weights, strict=True):
+def local_values(strategy, variables):
+    """The values on each replica, of each variable."""
+    parts = [strategy.experimental_local_results(variable.value) for variable in variables]
+    return [[part.numpy() for part in replicas] for replicas in parts]
+
+
+def assert_close(actual, expected, tolerance):
+    """Compares variables one by one: norm of the difference over norm."""
+    for value, reference in zip(actual, expected, strict=True):
         difference = np.linalg.norm(value.numpy() - reference.numpy())
         assert difference <= tolerance * np.linalg.norm(reference.numpy()), reference.path

@@ -1,0 +1,341 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_ssd as ssd
+from keras_ssd.objectives import (
+    ContrastivePretext,
+    HardLabels,
+    SelectiveSoftLabels,
+    SimilarityTransfer,
+    SoftLabels,
+)
+
+from .tiny import (
+    IMAGES,
+    KD,
+    LABELS,
+    LABELS_ONLY,
+    ONE_HOT,
+    SSKD,
+    assert_equal,
+    distiller,
+    evaluate,
+    fit,
+    network,
+    sgd,
+    step,
+    teacher_network,
+    trained,
+)
+
+ROTATIONS = ssd.views.Rotations(padding=1)
+SIMILARITY = {"objectives": [ContrastivePretext()], "views": ROTATIONS}
+
+
+class Plainly(keras.Model):
+    """A subclassed network: what it returns is known once it is called."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.dense = layers.Dense(3)
+        self.head = head
+
+    def call(self, images):
+        return self.head(self.dense(keras.ops.mean(keras.ops.cast(images, "float32"), (1, 2))))
+
+
+def subclassed(head=lambda logits: logits):
+    model = Plainly(head)
+    model(IMAGES)
+    return model
+
+
+def ending(*last, shape=(8, 8, 3)):
+    return keras.Sequential([keras.Input(shape), layers.Flatten(), *last])
+
+
+def inside(model):
+    images = keras.Input((8, 8, 3))
+    return keras.Model(images, model(images))
+
+
+def several(inputs=1, outputs=1):
+    images = [keras.Input((8, 8, 3)) for _ in range(inputs)]
+    x = layers.Flatten()(images[0] if inputs == 1 else layers.Add()(images))
+    scores = [layers.Dense(3)(x) for _ in range(outputs)]
+    return keras.Model(images, scores if outputs > 1 else scores[0])
+
+
+def scores():
+    student = network()
+    return keras.Model(student.input, {"scores": student.output["logits"]})
+
+
+def softmax_of(student):
+    return keras.Model(student.input, keras.ops.softmax(student.output))
+
+
+def made(preset=LABELS_ONLY, **options):
+    return ssd.Distiller(**{"student": network(), **preset, **options})
+
+
+# --- At construction --------------------------------------------------------------------------
+
+NOT_MADE = {
+    "no student": (dict(student=None), TypeError, "`student` must be a Keras model"),
+    "a layer": (dict(student=layers.Dense(3)), TypeError, "`student` must be a Keras model"),
+    "unbuilt student": (
+        dict(student=keras.Sequential([layers.Dense(3)])),
+        ValueError,
+        "has no weights yet: call it once",
+    ),
+    "unbuilt teacher": (
+        dict(preset=KD, teacher=Plainly(None)),
+        ValueError,
+        "has no weights yet: call it once",
+    ),
+    "two inputs": (dict(student=several(inputs=2)), ValueError, "student .* has 2 inputs"),
+    "teacher of two inputs": (
+        dict(preset=KD, teacher=several(inputs=2)),
+        ValueError,
+        "teacher .* has 2 inputs",
+    ),
+    "a list of outputs": (dict(student=several(outputs=2)), TypeError, "got a list of 2"),
+    "teacher's list": (
+        dict(preset=KD, teacher=several(outputs=2)),
+        TypeError,
+        "got a list of 2: name them",
+    ),
+    "no objective": (dict(objectives=[]), ValueError, "`objectives` is empty"),
+    "an objective alone": (
+        dict(objectives=HardLabels()),
+        TypeError,
+        "must be a list of objectives",
+    ),
+    "no Objective": (
+        dict(objectives=[keras.losses.KLDivergence()]),
+        TypeError,
+        r"must hold Objective instances, got .*compile\(loss=\)",
+    ),
+    "a name twice": (
+        dict(objectives=[HardLabels(), HardLabels()]),
+        ValueError,
+        "Two terms are named 'hard_labels'",
+    ),
+    "a reserved name": (
+        dict(objectives=[HardLabels(name="loss")]),
+        ValueError,
+        "Two terms are named 'loss'",
+    ),
+    "views by name": (dict(views="rotations"), TypeError, "`views` must be"),
+    "views as a class": (dict(views=ssd.views.Rotations), TypeError, "`views` must be"),
+    "views missing": (
+        dict(preset=KD, objectives=[SelectiveSoftLabels()], teacher=teacher_network()),
+        ValueError,
+        r"`selective_soft_labels` reads transformed views.*views=Rotations\(\)",
+    ),
+    "student without the output": (
+        dict(preset=SIMILARITY, student=several()),
+        ValueError,
+        r"the student's output 'projection', which the student lacks \(it has \['logits'\]\)",
+    ),
+    "teacher without the output": (
+        dict(objectives=[SimilarityTransfer()], views=ROTATIONS, teacher=several()),
+        ValueError,
+        "the teacher's output 'projection', which the teacher lacks",
+    ),
+    "no logits": (
+        dict(student=scores()),
+        ValueError,
+        r"The student must return `logits`, got the outputs \['scores'\]",
+    ),
+    "class counts": (
+        dict(preset=KD, teacher=network(9, units=4)),
+        ValueError,
+        "the teacher has 4 classes and the student 3",
+    ),
+    "one logit": (dict(student=ending(layers.Dense(1))), ValueError, "at least 2 classes"),
+    "a feature map": (
+        dict(student=ending(layers.Reshape((8, 8, 3)))),
+        ValueError,
+        r"must be \[rows, classes\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_MADE)
+def test_refused_at_construction(case):
+    options, error, message = NOT_MADE[case]
+    with pytest.raises(error, match=message):
+        made(**options)
+
+
+SOFTMAX = {
+    "activation": lambda: network(activation="softmax"),
+    "sigmoid": lambda: network(activation="sigmoid"),
+    "layer": lambda: ending(layers.Dense(3), layers.Softmax()),
+    "activation layer": lambda: ending(layers.Dense(3), layers.Activation("softmax")),
+    "operation": lambda: softmax_of(several()),
+    "Sequential": lambda: ending(layers.Dense(3, activation="softmax")),
+    "nested": lambda: inside(ending(layers.Dense(3, activation="softmax"))),
+    "nested twice": lambda: inside(inside(network(activation="softmax"))),
+}
+
+
+@pytest.mark.parametrize("part", ["student", "teacher"])
+@pytest.mark.parametrize("kind", SOFTMAX)
+def test_probabilities(kind, part):
+    model = SOFTMAX[kind]()
+    with pytest.raises(ValueError, match=f"The {part} ends in a softmax or sigmoid"):
+        made(KD, **{"student": network(), "teacher": teacher_network(), part: model})
+
+
+@pytest.mark.filterwarnings("ignore:The teacher has fewer parameters")
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("part", ["student", "teacher"])
+def test_probabilities_of_a_subclassed_network(part, graph):
+    networks = {"student": network(), "teacher": teacher_network()}
+    networks[part] = subclassed(keras.ops.softmax)
+    model = distiller(KD, **networks, graph=graph)
+    before = trained(model)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"The {part} returns probabilities"):
+        fit(model, batch_size=12)
+    assert_equal(trained(model), before)
+
+
+def test_one_row_of_logits_may_look_like_probabilities():
+    model = distiller(LABELS_ONLY, student=subclassed(keras.ops.softmax))
+    assert step(model, IMAGES[:1], LABELS[:1])["loss"] > 0
+
+
+# --- At the first trace -----------------------------------------------------------------------
+
+FOUR_CLASSES = np.eye(4)[LABELS]
+NOT_TRACED = {
+    "labels": (LABELS_ONLY, IMAGES, None, "`hard_labels` needs labels, and the data has none"),
+    "one-hot width": (
+        LABELS_ONLY,
+        IMAGES,
+        FOUR_CLASSES,
+        "One-hot labels have 4 classes and the student 3",
+    ),
+    "rank": (LABELS_ONLY, IMAGES[..., 0], LABELS, r"must be \[batch, height, width, channels\]"),
+    "no image": (LABELS_ONLY, {"picture": IMAGES}, LABELS, "must hold `image`"),
+    "one image": (
+        SIMILARITY,
+        IMAGES[:1],
+        LABELS[:1],
+        "compares the images of a batch .* use a larger `batch_size`",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_TRACED)
+def test_refused_when_traced(case):
+    preset, images, labels, message = NOT_TRACED[case]
+    model = distiller(preset)
+    before = trained(model)
+    with pytest.raises(ValueError, match=message):
+        step(model, images, labels)
+    assert_equal(trained(model), before)
+
+
+def test_refused_in_the_graph_of_fit():
+    model = distiller(LABELS_ONLY, graph=True)
+    with pytest.raises(ValueError, match="`hard_labels` needs labels"):
+        fit(model, labels=None)
+
+
+def test_images_that_are_not_square():
+    images = keras.Input((8, 6, 3))
+    x = layers.Flatten()(images)
+    student = keras.Model(images, {"logits": layers.Dense(3)(x), "projection": x})
+    model = distiller(SIMILARITY, student=student)
+    with pytest.raises(ValueError, match="Rotations need square images"):
+        step(model, IMAGES[:, :, :6].astype("float32"))
+
+
+def test_compiled_loss_without_labels():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = distiller({"objectives": [SoftLabels()]}, loss=loss)
+    with pytest.raises(ValueError, match=r"`compile\(loss=\)` needs labels"):
+        step(model, labels=None)
+
+
+@pytest.mark.filterwarnings("ignore:The teacher has fewer parameters")
+@pytest.mark.parametrize(
+    ("networks", "preset", "message"),
+    [
+        ({"student": subclassed()}, SIMILARITY, "'projection', which the student lacks"),
+        (
+            {"teacher": lambda rows: tf.zeros([len(rows), 4])},
+            KD,
+            "the teacher has 4 classes and the student 3",
+        ),
+        ({"teacher": lambda rows: [rows, rows]}, KD, "got a list of 2"),
+        ({"teacher": lambda rows: {"scores": rows}}, KD, "'logits', which the teacher lacks"),
+    ],
+)
+def test_outputs_that_only_a_call_tells(networks, preset, message):
+    model = distiller(preset, **networks)
+    with pytest.raises((ValueError, TypeError), match=message):
+        step(model)
+
+
+def test_a_last_batch_of_one_image_teaches_nothing():
+    model = distiller(SIMILARITY, graph=True)
+    assert np.isfinite(fit(model, batch_size=11)["loss"]).all()
+
+
+# --- While a step runs ------------------------------------------------------------------------
+
+ONES = np.ones(12, "float32")
+
+
+def changed(array, value):
+    array = array.copy()
+    array.flat[4] = value
+    return array
+
+
+BROKEN = [
+    (changed(LABELS, 3), ONES, r"Labels must be -1 \(unlabeled\) or 0..2"),
+    (changed(LABELS, -2), ONES, r"Labels must be -1 \(unlabeled\) or 0..2"),
+    (LABELS, changed(ONES, -1), "`sample_weight` must be finite and >= 0"),
+    (LABELS, changed(ONES, np.nan), "`sample_weight` must be finite and >= 0"),
+    (LABELS, changed(ONES, np.inf), "`sample_weight` must be finite and >= 0"),
+    (changed(ONE_HOT, -1), ONES, "One-hot and soft labels must be finite and >= 0"),
+    (changed(ONE_HOT, np.nan), ONES, "One-hot and soft labels must be finite and >= 0"),
+]
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_values_that_mean_nothing_stop_the_run(graph):
+    model = distiller(SSKD, graph=graph, optimizer=sgd(weight_decay=0.1))
+    before = trained(model)
+    for labels, weights, message in BROKEN:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            step(model, IMAGES, labels, weights)
+        assert_equal(trained(model), before)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            model.test_on_batch(IMAGES, labels, weights)
+
+
+def test_values_that_mean_nothing_under_xla():
+    model = distiller(LABELS_ONLY, student=subclassed(), graph=True, jit_compile=True)
+    before = trained(model)
+    for labels, weights, _ in BROKEN:
+        assert np.isnan(step(model, IMAGES, labels, weights)["loss"])
+        assert_equal(trained(model), before)
+        model.reset_metrics()
+    assert np.isfinite(step(model)["loss"])
+
+
+def test_labels_of_an_evaluation():
+    model = distiller(LABELS_ONLY, graph=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Labels must be -1"):
+        evaluate(model, labels=LABELS + 1)
+    assert evaluate(model)["loss"] > 0

@@ -1,0 +1,106 @@
+import inspect
+
+import pytest
+
+from keras_ssd import presets
+from keras_ssd.objectives import (
+    ContrastivePretext,
+    HardLabels,
+    SelectiveSoftLabels,
+    SimilarityTransfer,
+    SoftLabels,
+)
+from keras_ssd.views import Plain, Rotations
+
+PADDED = {"padding": 2, "pad_value": 7}
+
+SPELLED_OUT = {  # name: (preset, objectives, views)
+    "labels_only": (
+        presets.labels_only(),
+        [HardLabels(1.0)],
+        Plain(crop=True, flip=True, padding=4, pad_value=0),
+    ),
+    "labels_only, changed": (
+        presets.labels_only(crop=False, flip=False, **PADDED),
+        [HardLabels()],
+        Plain(crop=False, flip=False, **PADDED),
+    ),
+    "kd": (
+        presets.kd(),
+        [HardLabels(0.1), SoftLabels(4.0, weight=0.9)],
+        Plain(crop=True, flip=True, padding=4, pad_value=0),
+    ),
+    "kd, changed": (
+        presets.kd(
+            labels_weight=0.2,
+            soft_labels_weight=0.8,
+            temperature=2.0,
+            crop=False,
+            flip=False,
+            **PADDED,
+        ),
+        [HardLabels(0.2), SoftLabels(2.0, weight=0.8)],
+        Plain(crop=False, flip=False, **PADDED),
+    ),
+    "sskd_pretext": (
+        presets.sskd_pretext(),
+        [ContrastivePretext(1.0, weight=1.0)],
+        Rotations(crop="each", flip=True, padding=4, pad_value=0),
+    ),
+    "sskd_pretext, changed": (
+        presets.sskd_pretext(temperature=0.5, crop=None, flip=False, **PADDED),
+        [ContrastivePretext(0.5)],
+        Rotations(crop=None, flip=False, **PADDED),
+    ),
+    "sskd": (
+        presets.sskd(),
+        [
+            HardLabels(0.1),
+            SoftLabels(4.0, weight=0.9),
+            SelectiveSoftLabels(4.0, keep_wrong=1.0, weight=2.7),
+            SimilarityTransfer(0.5, keep_wrong=0.75, weight=10.0),
+        ],
+        Rotations(crop="each", flip=True, padding=4, pad_value=0),
+    ),
+    "sskd, changed": (
+        presets.sskd(
+            labels_weight=1.0,
+            soft_labels_weight=2.0,
+            selective_weight=3.0,
+            similarity_weight=4.0,
+            temperature=5.0,
+            similarity_temperature=6.0,
+            keep_wrong_labels=0.7,
+            keep_wrong_similarity=0.8,
+            crop="shared",
+            flip=False,
+            **PADDED,
+        ),
+        [
+            HardLabels(1.0),
+            SoftLabels(5.0, weight=2.0),
+            SelectiveSoftLabels(5.0, keep_wrong=0.7, weight=3.0),
+            SimilarityTransfer(6.0, keep_wrong=0.8, weight=4.0),
+        ],
+        Rotations(crop="shared", flip=False, **PADDED),
+    ),
+}
+
+
+def described(thing):
+    return type(thing), thing.get_config()
+
+
+@pytest.mark.parametrize("name", SPELLED_OUT)
+def test_a_preset_is_its_objectives_spelled_out(name):
+    preset, objectives, views = SPELLED_OUT[name]
+    assert list(preset) == ["objectives", "views"]
+    assert [described(each) for each in preset["objectives"]] == list(map(described, objectives))
+    assert described(preset["views"]) == described(views)
+
+
+@pytest.mark.parametrize("preset", [presets.labels_only, presets.kd, presets.sskd])
+def test_presets_share_nothing_and_take_keywords_only(preset):
+    assert preset()["objectives"][0] is not preset()["objectives"][0]
+    kinds = {parameter.kind for parameter in inspect.signature(preset).parameters.values()}
+    assert kinds == {inspect.Parameter.KEYWORD_ONLY}

@@ -1,0 +1,298 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from distiller.tiny import (
+    IMAGES,
+    KD,
+    LABELS,
+    SSKD,
+    Counter,
+    assert_equal,
+    distiller,
+    evaluate,
+    fit,
+    network,
+    sgd,
+    step,
+    teacher_network,
+    trained,
+)
+from keras import layers
+
+import keras_ssd as ssd
+from keras_ssd.objectives import SoftLabels
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.norm = layers.BatchNormalization()
+        self.drop = layers.Dropout(0.5)
+        self.conv = layers.Conv2D(8, 3)
+        self.dense = layers.Dense(3)
+
+    def call(self, images, training=None):
+        x = self.conv(self.norm(keras.ops.cast(images, "float32") / 255, training=training))
+        return self.dense(self.drop(keras.ops.mean(x, (1, 2)), training=training))
+
+
+def stack():
+    return [
+        layers.Rescaling(1 / 255, dtype="float32"),
+        layers.Conv2D(8, 3),
+        layers.BatchNormalization(),
+        layers.GlobalAveragePooling2D(),
+        layers.Dropout(0.5),
+        layers.Dense(3),
+    ]
+
+
+def images():
+    return keras.Input((8, 8, 3), dtype="uint8")
+
+
+def functional(extra=lambda x: x):
+    inputs = images()
+    x = inputs
+    for layer in stack():
+        x = layer(extra(x))
+    return keras.Model(inputs, x)
+
+
+def sequential():
+    return keras.Sequential([images(), *stack()])
+
+
+def nested():
+    inputs = images()
+    inner = keras.Sequential([images(), *stack()[:3]])
+    x = layers.GlobalAveragePooling2D()(inner(inputs))
+    return keras.Model(inputs, {"logits": layers.Dense(3)(x), "embedding": x})
+
+
+def subclassed():
+    model = Subclassed()
+    model(IMAGES)
+    return model
+
+
+def with_lambda():
+    return functional(lambda x: layers.Lambda(lambda y: y)(x))
+
+
+def compiled():
+    model = functional()
+    model.compile("adam", lambda y, p: tf.reduce_mean((p - y[:, None]) ** 2))
+    model.fit(IMAGES, LABELS, verbose=0)
+    return model
+
+
+KINDS = [functional, sequential, nested, subclassed, with_lambda, compiled]
+
+
+def shaken(model):
+    """The model with statistics and offsets that are not the initial ones."""
+    for weight in model.weights:
+        weight.assign(weight + keras.random.uniform(weight.shape, dtype="float32"))
+    return model
+
+
+def outputs(network, rows=IMAGES):
+    got = network(tf.constant(rows))
+    return [got[name] for name in sorted(got)] if isinstance(got, dict) else [got]
+
+
+# --- What a frozen teacher is -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_teacher_stays_what_it_was(kind):
+    model = shaken(kind())
+    flags = {layer.name: layer.trainable for layer in model.layers}
+    before = model.get_weights()
+    expected = outputs(lambda rows: model(rows, training=False))
+
+    frozen = ssd.freeze(model)
+    assert_equal(outputs(frozen), expected)
+    student = network()
+    distilled = distiller(teacher=model, student=student, preset=KD, optimizer=sgd(1.0))
+    fit(distilled)
+    assert_equal(model.get_weights(), before)
+    assert {layer.name: layer.trainable for layer in model.layers} == flags
+    assert model.trainable_variables
+
+    for weight in model.weights:
+        weight.assign(weight + 1)
+    model.trainable = False
+    fit(distilled)
+    assert_equal(outputs(frozen), expected)
+    assert_equal(outputs(distilled.teacher), expected)
+    assert (outputs(model)[-1].numpy() != expected[-1].numpy()).any()
+
+
+def test_no_gradient_reaches_a_teacher():
+    frozen = ssd.freeze(functional())
+    rows = tf.constant(IMAGES, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch([rows, *(v.value for v in frozen.variables)])
+        total = tf.reduce_sum(frozen(rows)["logits"])
+    assert tape.gradient(total, [rows, *(v.value for v in frozen.variables)]) == [None] * 9
+
+
+def test_function_as_teacher():
+    model = functional()
+    by_function = distiller(KD, teacher=lambda rows: {"logits": model(rows, training=False)})
+    by_model = distiller(KD, teacher=model)
+    assert by_function.teacher.variables == []
+    assert step(by_function) == step(by_model)
+    assert_equal(trained(by_function), trained(by_model))
+
+
+def test_frozen_teacher_is_taken_as_it_is():
+    frozen = ssd.freeze(functional())
+    assert distiller(KD, teacher=frozen).teacher is frozen
+    with pytest.raises(ValueError, match="is frozen already"):
+        ssd.freeze(frozen, preprocessing=layers.Resizing(4, 4))
+
+
+@pytest.mark.parametrize("teacher", ["resnet56", keras.Model, 3])
+def test_no_teacher(teacher):
+    with pytest.raises(TypeError, match="must be a Keras model or a function"):
+        ssd.freeze(teacher)
+
+
+@pytest.mark.parametrize("model", [Subclassed(), keras.Sequential([layers.Dense(3)])])
+def test_unbuilt_teacher(model):
+    with pytest.raises(ValueError, match="has no weights yet: call it once"):
+        ssd.freeze(model)
+
+
+# --- Precision, size, sharing -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("halves", ["teacher", "student"])
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_each_network_keeps_its_precision(policy, halves):
+    keras.config.set_dtype_policy(policy if halves == "teacher" else "float32")
+    teacher = teacher_network()
+    keras.config.set_dtype_policy(policy if halves == "student" else "float32")
+    student = network()
+    keras.config.set_dtype_policy("float32")
+    expected = teacher(IMAGES, training=False)["logits"]
+
+    model = distiller(KD, teacher=teacher, student=student, evaluate_views=True)
+    got = evaluate(model)["soft_labels"]
+    logits = student(IMAGES, training=False)["logits"]
+    by_hand = tf.reduce_mean(ssd.losses.kl_divergence(expected, logits, 2.0))
+    assert got == pytest.approx(float(by_hand), rel=1e-5)
+    np.testing.assert_array_equal(model.teacher(IMAGES)["logits"], expected)
+    assert np.isfinite([*fit(model).values()]).all()
+
+
+def large_teacher():
+    inputs = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(9, 3)(inputs / 255))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def as_model():
+    """Preprocessing that has weights."""
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, layers.Conv2DTranspose(3, 2, strides=2)(inputs))
+
+
+@pytest.mark.parametrize("preprocessing", [layers.Resizing(16, 16), as_model()])
+def test_teacher_of_another_size(preprocessing):
+    teacher = large_teacher()
+    frozen = ssd.freeze(teacher, preprocessing=preprocessing)
+    rows = tf.constant(IMAGES, tf.float32)
+    expected = teacher(preprocessing(rows)).numpy()
+    for weight in preprocessing.weights:
+        weight.assign(weight + 1)
+    np.testing.assert_array_equal(frozen(rows)["logits"], expected)
+    model = ssd.Distiller(
+        teacher=teacher, student=network(), **KD, teacher_preprocessing=preprocessing
+    )
+    model.compile(optimizer=sgd(), run_eagerly=True)
+    assert step(model)["soft_labels"] > 0
+
+
+def test_teacher_that_shares_layers_with_the_student():
+    student = network()
+    inputs = keras.Input((8, 8, 3), dtype="uint8")
+    shared = keras.Model(student.input, student.get_layer("head").input)
+    teacher = keras.Model(inputs, layers.Dense(3)(layers.Dense(30)(shared(inputs))))
+    expected = teacher(IMAGES, training=False).numpy()
+    model = distiller(KD, student=student, teacher=teacher)
+    before = trained(model)
+    fit(model)
+    np.testing.assert_array_equal(model.teacher(IMAGES)["logits"], expected)
+    assert (teacher(IMAGES, training=False).numpy() != expected).any()
+    moved = [(one != other).any() for one, other in zip(trained(model), before, strict=True)]
+    assert sum(moved) == 5  # all but the head that nobody reads
+
+
+# --- Where a teacher is not -------------------------------------------------------------------
+
+
+def test_teacher_is_in_no_file_and_in_no_list(tmp_path):
+    large, small = (network(width, seed=1) for width in (4000, 6))
+    models = [distiller(KD, teacher=teacher) for teacher in (large, small)]
+    sizes = []
+    for model in models:
+        step(model)
+        model.save(tmp_path / "model.keras")
+        model.save_weights(tmp_path / "model.weights.h5")
+        tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
+        sizes.append([f.stat().st_size for f in sorted(tmp_path.iterdir())])
+        student = model.student
+        assert len(model.weights) == len(student.weights)
+        assert len(model.variables) == len(student.variables)
+        assert model.count_params() == student.count_params()
+        lines = []
+        model.summary(print_fn=lines.append)
+        assert "Trainable params: 151 " in "\n".join(lines)
+    assert len(sizes[0]) == 4
+    assert np.allclose(*sizes, atol=64)  # names and time stamps; the teacher has 300 kB
+
+
+# --- Stored outputs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("views", [ssd.views.Plain(), ssd.views.Rotations(None, flip=False)])
+def test_stored_outputs_replace_the_teacher(views):
+    counter = Counter()
+    teacher = teacher_network(first=counter)
+    preset = {**(KD if views.num_views == 1 else SSKD), "views": views}
+    running, stored = distiller(preset, teacher=teacher), distiller(preset, teacher=teacher)
+    stored.set_teacher(None)
+    rows = views(tf.constant(IMAGES))
+    shape = [12] if views.num_views == 1 else [12, views.num_views]
+    table = {k: np.reshape(v, [*shape, -1]) for k, v in running.teacher(rows).items()}
+    expected = fit(running)
+    calls = counter.calls.numpy()
+    assert fit(stored, {"image": IMAGES, "teacher": table}) == expected
+    assert_equal(trained(stored), trained(running))
+    stored.set_teacher(teacher)
+    fit(stored, {"image": IMAGES, "teacher": table})
+    assert counter.calls.numpy() == calls
+
+
+def test_stored_tensor_is_the_logits():
+    model = distiller({"objectives": [SoftLabels()]})
+    table = model.teacher(IMAGES)["logits"].numpy()
+    assert step(model, {"image": IMAGES, "teacher": table})["soft_labels"] > 0
+
+
+def test_another_teacher_is_traced_anew():
+    options = {"graph": True, "optimizer": sgd(0.0), "evaluate_views": True}
+    model = distiller(KD, student=network(batch_norm=False), **options)
+    before = fit(model)["soft_labels"], evaluate(model)["soft_labels"]
+    model.set_teacher(network(seed=5))
+    after = fit(model)["soft_labels"], evaluate(model)["soft_labels"]
+    logits = model.student(IMAGES)["logits"]
+    expected = ssd.losses.kl_divergence(network(seed=5)(IMAGES)["logits"], logits, 2.0)
+    assert after == (pytest.approx([np.mean(expected)]), pytest.approx(np.mean(expected)))
+    assert after[0] != before[0]
+    assert after[1] != before[1]

@@ -41,7 +41,11 @@ class _Views:
         They are drawn for the global batch, so that an image gets the same ones wherever it is.
         """
         start, total = replica_rows(row_count(images))
-        draws = tf.random.stateless_uniform([total, numbers], seed, alg="philox")
+        # TensorFlow 2.21 draws other floats under XLA (its issue 121243), but the same integers.
+        bits = tf.random.stateless_uniform(
+            [total, numbers], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+        )
+        draws = tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) / 2**24
         return draws[start : start + row_count(images)]
 
     def _crop(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -222,8 +226,7 @@ def crop_at(
     columns = corners[:, 1:] + tf.range(width)
     # Two batched gathers: clean under XLA, where a gather of slices is not.
     padded = tf.gather(padded, rows, axis=1, batch_dims=1)
-    padded = tf.gather(padded, columns, axis=2, batch_dims=1)
-    return tf.ensure_shape(padded, images.shape)
+    return tf.gather(padded, columns, axis=2, batch_dims=1)
 
 
 def _check_pad_value(

@@ -51,7 +51,8 @@ def _clip(
     scale: tf.Tensor | float,
 ) -> list[tf.Tensor]:
     def limit_for(gradient: tf.Tensor, limit: float) -> tf.Tensor:
-        return tf.cast(limit * scale, gradient.dtype)
+        # `tf.cast(0.1, tf.float64)` would pass through float32.
+        return tf.constant(limit, gradient.dtype) * tf.cast(scale, gradient.dtype)
 
     if _acts(optimizer.clipnorm):
         return [tf.clip_by_norm(g, limit_for(g, optimizer.clipnorm)) for g in gradients]

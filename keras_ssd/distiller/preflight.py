@@ -192,7 +192,7 @@ def check_batch_size(objectives: Sequence[Objective], images: tf.Tensor) -> None
 class Guard:
     """What only a running step can tell: labels, weights and class scores that mean nothing.
 
-    Assertions stop the run before any update. XLA drops them; there the loss turns NaN and the
+    Assertions stop the run before any weight moves. XLA drops them; there the loss turns NaN and the
     gradient 0.
 
     Attributes:
@@ -273,8 +273,8 @@ def fed_everywhere(images: tf.Tensor, student: keras.Model, training: bool) -> t
     elif not _convolves_nothing(student.compute_dtype):
         message = (
             "A replica got no image of this batch, and a convolution of nothing fails in "
-            "TensorFlow on this device: use drop_remainder=True, or a batch size that leaves an image for "
-            "each replica."
+            "TensorFlow on this device: use drop_remainder=True, or a batch size that leaves an "
+            "image for each replica."
         )
     else:
         return images

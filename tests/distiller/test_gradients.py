@@ -49,7 +49,7 @@ def test_the_sum_over_replicas_is_clipped(two_replicas, case):
         optimizer = sgd(**options)
     for replica in shared(two_replicas, optimizer):
         for gradient, total in zip(replica, sums, strict=True):
-            np.testing.assert_allclose(2 * gradient, total, rtol=1e-6)  # limits are float32
+            np.testing.assert_allclose(2 * gradient, total, rtol=1e-14)
 
 
 @pytest.mark.parametrize("options", [{}, {"clipnorm": 0.0}, {"use_ema": True}], ids=str)
@@ -94,12 +94,13 @@ def test_clipped_training_is_that_of_one_device(two_replicas, float64, case):
         return sskd(network(4), optimizer=lambda: sgd(**OPTIONS[case]))
 
     one, two = on_one_and_two(two_replicas, make)
-    free = sskd(network(4))
-    for model in (one, two, free):
+    for model in (one, two):
         model.fit(batches(IMAGES, LABELS), verbose=0)
     assert_close(two.student.weights, one.student.weights, 1e-10)
+    start = network(4).weights
     with pytest.raises(AssertionError):
-        assert_close(one.student.weights, free.student.weights, 1e-2)
+        assert_close(one.student.weights, start, 1e-6)
+    assert_close(one.student.weights[:2], start[:2], 1e-2)  # unclipped they move by more
 
 
 def test_averaged_weights_are_those_of_one_device(two_replicas, float64):

@@ -192,8 +192,8 @@ def check_batch_size(objectives: Sequence[Objective], images: tf.Tensor) -> None
 class Guard:
     """What only a running step can tell: labels, weights and class scores that mean nothing.
 
-    Assertions stop the run before any weight moves. XLA drops them; there the loss turns NaN and the
-    gradient 0.
+    Assertions stop the run before any weight moves. XLA drops them; there the loss turns NaN and
+    the gradient 0.
 
     Attributes:
         labels: The labels, moved into -1..C-1, so that nothing reads past the last class.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,17 @@ import tensorflow as tf
 from keras_ssd.collectives import replica_rows, row_count
 
 
-class _Views:
-    """Augmentation that is replayed exactly from a seed, on any number of replicas."""
+class Views(abc.ABC):
+    """What makes views of images: replayed exactly from a seed, on any number of replicas.
+
+    Args:
+        flip: Mirror images left-right at random.
+        padding: Pixels, at least 0, that are added on each side before a crop.
+        pad_value: What black is: a number, or one a channel.
+
+    Attributes:
+        num_views: V, the number of rows an image gives.
+    """
 
     num_views: int
 
@@ -26,12 +36,16 @@ class _Views:
         self.padding = padding
         self.pad_value = np.asarray(pad_value).tolist()  # as it is written to a file
 
+    @abc.abstractmethod
+    def __call__(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """From images `[B, ...]` to rows `[B * V, ...]`; without a seed nothing is random."""
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {"flip": self.flip, "padding": self.padding, "pad_value": self.pad_value}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> _Views:
+    def from_config(cls, config: dict[str, Any]) -> Views:
         """The views of a `get_config`."""
         return cls(**config)
 
@@ -55,7 +69,7 @@ class _Views:
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-class Plain(_Views):
+class Plain(Views):
     """One view of each image: the image, with the ordinary augmentation if asked for.
 
     Args:
@@ -107,7 +121,7 @@ class Plain(_Views):
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-class Rotations(_Views):
+class Rotations(Views):
     """Four views of each image: view v is turned by v quarter turns counter-clockwise.
 
     Args:

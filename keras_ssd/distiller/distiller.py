@@ -20,7 +20,7 @@ from keras_ssd.export import export_student
 from keras_ssd.heads import strip_heads
 from keras_ssd.objectives import Objective
 from keras_ssd.teacher import FrozenTeacher, freeze
-from keras_ssd.views import Plain, Rotations
+from keras_ssd.views import Plain, Views
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -41,8 +41,8 @@ class Distiller(Steps):
     `index` and `teacher` (named outputs that were stored: then no teacher runs). `y` is integers
     `[B]` (-1: unlabeled) or one-hot or soft rows `[B, C]` (all zero: unlabeled), or absent.
     An image of `sample_weight` 0 takes part in nothing but the student's batch-norm statistics.
-    Labels out of range and negative weights stop the run; under XLA, which drops assertions, the
-    loss turns NaN and the gradient 0.
+    Labels out of range and negative weights stop the run; under XLA, which drops assertions (and
+    which Keras turns on by itself on one GPU), the loss turns NaN and the gradient 0.
 
     Args:
         teacher: A built Keras model, a `FrozenTeacher`, or a function from images to outputs. It is
@@ -64,7 +64,7 @@ class Distiller(Steps):
         teacher: keras.Model | FrozenTeacher | Callable | None = None,
         student: keras.Model | None = None,
         objectives: Sequence[Objective] = (),
-        views: Plain | Rotations | None = None,
+        views: Views | None = None,
         *,
         teacher_preprocessing: Callable[[tf.Tensor], tf.Tensor] | None = None,
         seed: int = 0,
@@ -161,7 +161,7 @@ class Distiller(Steps):
         with self.distribute_strategy.scope():
             optimizer = keras.optimizers.get(optimizer)
         preflight.check_scope("optimizer", optimizer.variables, self.distribute_strategy)
-        self._refuse_across_replicas(optimizer, jit_compile, steps_per_execution)
+        self._refuse_across_replicas(optimizer, loss, jit_compile, steps_per_execution)
         self.evaluate_views = bool(evaluate_views)
         with self.distribute_strategy.scope():
             trackers = Trackers([o.name for o in self.objectives], metrics, weighted_metrics)
@@ -194,6 +194,7 @@ class Distiller(Steps):
     def _refuse_across_replicas(
         self,
         optimizer: keras.optimizers.Optimizer,
+        loss: keras.losses.Loss | Callable | None,
         jit_compile: bool | str,
         steps_per_execution: int,
     ) -> None:
@@ -210,6 +211,12 @@ class Distiller(Steps):
             raise ValueError(
                 f"`steps_per_execution={steps_per_execution}` does not work on {replicas} replicas "
                 "in Keras: leave it at 1."
+            )
+        reduction = getattr(loss, "reduction", "mean")
+        if reduction not in ("mean", "sum_over_batch_size"):
+            raise ValueError(
+                f"A `loss` with `reduction={reduction!r}` cannot be that of the global batch on "
+                f"{replicas} replicas: leave it at the mean over images."
             )
         for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
             if getattr(inner, option):
@@ -246,9 +253,10 @@ class Distiller(Steps):
         if isinstance(x, tf.data.Dataset):
             options.setdefault("shuffle", False)  # Keras warns that it ignores its own default
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [*([] if callbacks is None else keras.tree.flatten(callbacks))]
-            if epochs_of(x) and not any(isinstance(c, FollowEpoch) for c in callbacks):
-                callbacks.append(FollowEpoch(x))
+            callbacks = keras.tree.flatten(callbacks or [])
+        present = getattr(callbacks, "callbacks", callbacks)
+        if epochs_of(x) and not any(isinstance(callback, FollowEpoch) for callback in present):
+            callbacks.append(FollowEpoch(x))
         return super().fit(
             x,
             y,

@@ -12,6 +12,8 @@ import tensorflow as tf
 from keras_ssd.losses import at_least_float32
 from keras_ssd.teacher import named
 
+_NO_CLASS = tf.int32.min
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
@@ -81,7 +83,9 @@ def _labels(y: Any) -> tf.Tensor:
     if labels.shape.rank == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape.rank == 1:
-        return tf.cast(labels, tf.int32)
+        whole = tf.cast(labels, tf.int32)
+        # A float that is no class goes on as a label that is out of range.
+        return tf.where(tf.cast(whole, labels.dtype) == labels, whole, _NO_CLASS)
     if labels.shape.rank == 2:
         return _floats(labels)
     raise ValueError(
@@ -101,3 +105,11 @@ def _weights(sample_weight: Any) -> tf.Tensor:
 
 def _floats(tensor: tf.Tensor) -> tf.Tensor:
     return at_least_float32(tensor if tensor.dtype.is_floating else tf.cast(tensor, tf.float32))
+
+
+def with_known_size(images: tf.Tensor, student: keras.Model) -> tf.Tensor:
+    """The images with the size that the student's input declares, where the data leaves it open."""
+    size = getattr(student, "input_shape", None)
+    if images.shape[1:].is_fully_defined() or not isinstance(size, tuple):
+        return images
+    return tf.ensure_shape(images, [None, *size[1:]])

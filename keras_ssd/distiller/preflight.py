@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_ssd.collectives import all_sum, num_replicas
-from keras_ssd.distiller.inputs import Inputs
+from keras_ssd.collectives import num_replicas
 from keras_ssd.objectives import Objective
 from keras_ssd.teacher import FrozenTeacher, named
-from keras_ssd.views import Plain, Rotations
+from keras_ssd.views import Views
 
 _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 
@@ -44,8 +42,8 @@ def check_one_input(part: str, network: Any) -> None:
 
 
 def check_views(views: Any) -> None:
-    """Refuses what are no views."""
-    if not isinstance(views, (Plain, Rotations)):
+    """Refuses what makes no views."""
+    if not isinstance(views, Views):
         raise TypeError(f"`views` must be `Plain(...)` or `Rotations(...)`, got {views!r}.")
 
 
@@ -189,122 +187,9 @@ def check_batch_size(objectives: Sequence[Objective], images: tf.Tensor) -> None
         )
 
 
-class Guard:
-    """What only a running step can tell: labels, weights and class scores that mean nothing.
-
-    Assertions stop the run before any weight moves. XLA drops them; there the loss turns NaN and
-    the gradient 0.
-
-    Attributes:
-        labels: The labels, moved into -1..C-1, so that nothing reads past the last class.
-        sample_weight: The weights, 0 where they mean nothing: 0 times NaN would be a gradient.
-    """
-
-    def __init__(
-        self, inputs: Inputs, teacher: Mapping[str, tf.Tensor], student: Mapping[str, tf.Tensor]
-    ) -> None:
-        self._checks: list[tf.Tensor] = []
-        self._assertions: list[tf.Operation] = []
-        self.labels = inputs.labels
-        if self.labels is not None:
-            self._check_labels(inputs.labels, student["logits"].shape[-1])
-        self.sample_weight = weights = inputs.sample_weight
-        if weights is not None:
-            fits = tf.math.is_finite(weights) & (weights >= 0)
-            self._require(fits, "`sample_weight` must be finite and >= 0, got values from", weights)
-            self.sample_weight = tf.where(fits, weights, tf.zeros_like(weights))
-        for owner, outputs in (("teacher", teacher), ("student", student)):
-            if "logits" in outputs:
-                self._refuse_probabilities(owner, outputs["logits"])
-
-    def _check_labels(self, labels: tf.Tensor, num_classes: int) -> None:
-        if labels.shape.rank == 1:
-            words = f"Labels must be -1 (unlabeled) or 0..{num_classes - 1}, got values from"
-            self._require((labels >= -1) & (labels < num_classes), words, labels)
-            self.labels = tf.clip_by_value(labels, -1, num_classes - 1)
-        elif labels.shape[1] != num_classes:
-            raise ValueError(
-                f"One-hot labels have {labels.shape[1]} classes and the student {num_classes}: "
-                "they must have the same."
-            )
-        else:
-            fits = tf.math.is_finite(labels) & (labels >= 0)
-            words = "One-hot and soft labels must be finite and >= 0, got values from"
-            self._require(fits, words, labels)
-            self.labels = tf.where(fits, labels, tf.zeros_like(labels))
-
-    def _refuse_probabilities(self, owner: str, logits: tf.Tensor) -> None:
-        logits = tf.cast(logits, tf.float32)
-        sums_to_one = tf.abs(tf.reduce_sum(logits, axis=-1) - 1) < 1e-2
-        some_logits = tf.reduce_any(logits < 0) | ~tf.reduce_all(sums_to_one)
-        too_few = tf.shape(logits)[0] < 8  # one row of logits may sum to 1 by chance
-        words = (
-            f"The {owner} returns probabilities, and logits are needed: build it without softmax"
-        )
-        self._require(some_logits | too_few, words, logits)
-
-    def _require(self, fits: tf.Tensor, words: str, values: tf.Tensor) -> None:
-        fits = tf.reduce_all(fits)
-        found = [words, tf.reduce_min(values), "to", tf.reduce_max(values)]
-        self._checks.append(fits)
-        assertion = tf.debugging.Assert(fits, found)
-        if assertion is not None:  # None: it has held already, eagerly
-            self._assertions.append(assertion)
-
-    def nan_if_broken(self, loss: tf.Tensor) -> tf.Tensor:
-        """The loss, or NaN without a gradient where a check failed."""
-        return tf.where(tf.reduce_all(self._checks), loss, float("nan"))
-
-    def checked(self, tensors: Any) -> Any:
-        """The tensors, not before all assertions have held."""
-        with tf.control_dependencies(self._assertions):
-            return tf.nest.map_structure(tf.identity, tensors)
-
-
-def fed_everywhere(images: tf.Tensor, student: keras.Model, training: bool) -> tf.Tensor:
-    """The images, not before every replica has some, where a replica without any would fail."""
-    if num_replicas() == 1:
-        return images
-    if training and per_replica_batch_norm(student):
-        message = (
-            "A replica got no image of this batch, and batch normalisation of nothing is NaN: use "
-            "drop_remainder=True, or build the student with synchronized_batch_norm=True."
-        )
-    elif not _convolves_nothing(student.compute_dtype):
-        message = (
-            "A replica got no image of this batch, and a convolution of nothing fails in "
-            "TensorFlow on this device: use drop_remainder=True, or a batch size that leaves an "
-            "image for each replica."
-        )
-    else:
-        return images
-    fed = all_sum(tf.cast(tf.shape(images)[0] > 0, tf.int32))
-    with tf.control_dependencies([tf.debugging.assert_equal(fed, num_replicas(), message)]):
-        return tf.identity(images)
-
-
-@functools.cache
-def _convolves_nothing(dtype: str) -> bool:
-    """Whether a convolution of no image has the right shape; with oneDNN (TensorFlow 2.21) not."""
-    with tf.init_scope():
-        kernel, images = tf.zeros([1, 1, 1, 2], dtype), tf.zeros([0, 1, 1, 1], dtype)
-        return tf.nn.conv2d(images, kernel, 1, "VALID").shape[-1] == 2
-
-
-def with_known_size(images: tf.Tensor, student: keras.Model) -> tf.Tensor:
-    """The images with the size that the student's input declares, where the data leaves it open."""
-    size = getattr(student, "input_shape", None)
-    if images.shape[1:].is_fully_defined() or not isinstance(size, tuple):
-        return images
-    return tf.ensure_shape(images, [None, *size[1:]])
-
-
-def flat_layers(network: Any) -> Iterator[keras.layers.Layer]:
-    """All layers of a model, nested ones included."""
-    if isinstance(network, keras.layers.Layer):
-        yield network
-        for layer in getattr(network, "layers", ()):
-            yield from flat_layers(layer)
+def flat_layers(network: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A network and all layers inside it, those of custom layers too."""
+    return network._flatten_layers()  # Keras has no public walk that enters custom layers
 
 
 def per_replica_batch_norm(student: keras.Model) -> bool:
@@ -313,6 +198,11 @@ def per_replica_batch_norm(student: keras.Model) -> bool:
         isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
         for layer in flat_layers(student)
     )
+
+
+def convolves(student: keras.Model) -> bool:
+    """Whether a layer of the student is a convolution."""
+    return any("Conv" in type(layer).__name__ for layer in flat_layers(student))
 
 
 def uses_float16(student: keras.Model) -> bool:
@@ -372,7 +262,7 @@ def warn_about_values(images: Any, networks: Mapping[str, Any]) -> None:
 def _expects_raw_images(network: Any) -> bool | None:
     if not isinstance(network, keras.Model) or not hasattr(network, "outputs"):
         return None  # a subclassed model may do anything in its call
-    layers = list(flat_layers(network))
+    layers = flat_layers(network)
     if any(type(layer).__name__ in ("FrozenBackbone", "Lambda") for layer in layers):
         return None
     return any(

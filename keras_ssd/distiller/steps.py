@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,14 +13,15 @@ from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_sum, num_replicas, replica_rows, row_count
 from keras_ssd.distiller import preflight
 from keras_ssd.distiller.gradients import shared_gradients
-from keras_ssd.distiller.inputs import Inputs, images_of
+from keras_ssd.distiller.guard import Guard, fed_everywhere
+from keras_ssd.distiller.inputs import Inputs, images_of, with_known_size
 from keras_ssd.distiller.trackers import Trackers
 from keras_ssd.losses import at_least_float32
 from keras_ssd.objectives import HardLabels, Objective
 from keras_ssd.teacher import FrozenTeacher, named
-from keras_ssd.views import Plain, Rotations
+from keras_ssd.views import Views
 
-_Terms = dict[str, tuple[tf.Tensor, tf.Tensor]]
+_Term = tuple[Objective, tf.Tensor, tf.Tensor]  # an objective, its sum and its count
 _CROSS_ENTROPY = HardLabels(name="cross_entropy")  # the loss of an evaluation
 
 
@@ -39,7 +40,7 @@ class Steps(keras.Model):
     student: keras.Model
     teacher: FrozenTeacher | None
     objectives: tuple[Objective, ...]
-    views: Plain | Rotations
+    views: Views
     seed: int
     evaluate_views: bool
     _trackers: Trackers | None
@@ -63,11 +64,10 @@ class Steps(keras.Model):
         """One update of the student; returns the running means of the epoch."""
         inputs = self._inputs(data, training=True)
         self._check_inputs(inputs)
-        preflight.check_batch_size(self.objectives, inputs.images)
         rows, teacher = self._views_and_teacher(inputs, self._step_seed())
         with tf.GradientTape() as tape:
             batch, guard, added = self._batch(inputs, rows, teacher, training=True)
-            terms = self._run_objectives(batch)
+            terms = _run(self.objectives, batch)
             share = guard.nan_if_broken(self._loss_share(batch, terms, added))
             scaled = self.optimizer.scale_loss(share)
         self._update(tape, scaled, guard)
@@ -85,19 +85,18 @@ class Steps(keras.Model):
             )
         if self.evaluate_views:
             self._check_inputs(inputs)
-            rows, teacher = self._views_and_teacher(inputs, seed=None)
-            batch, guard, added = self._batch(inputs, rows, teacher, training=False)
-            terms = self._run_objectives(batch)
+            objectives, (rows, teacher) = self.objectives, self._views_and_teacher(inputs, None)
         else:
-            batch, guard, added = self._batch(inputs, inputs.images, {}, training=False)
-            terms = {_CROSS_ENTROPY.name: _CROSS_ENTROPY(batch)}
+            objectives, (rows, teacher) = (_CROSS_ENTROPY,), (inputs.images, {})
+        batch, guard, added = self._batch(inputs, rows, teacher, training=False)
+        terms = _run(objectives, batch)
         share = guard.nan_if_broken(self._loss_share(batch, terms, added))
-        self._track(batch, terms, guard.checked(share))
+        self._track(batch, terms if self.evaluate_views else [], guard.checked(share))
         return self.get_metrics_result()
 
     def _inputs(self, data: Any, training: bool) -> Inputs:
         inputs = Inputs.of(data)
-        images = preflight.fed_everywhere(inputs.images, self.student, training)
+        images = fed_everywhere(inputs.images, self.student, training)
         return dataclasses.replace(inputs, images=images)
 
     def _step_seed(self) -> tf.Tensor:
@@ -124,14 +123,14 @@ class Steps(keras.Model):
     def _views_and_teacher(
         self, inputs: Inputs, seed: tf.Tensor | None
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        rows = self.views(preflight.with_known_size(inputs.images, self.student), seed)
+        rows = self.views(with_known_size(inputs.images, self.student), seed)
         if inputs.teacher is not None:
             return rows, inputs.teacher_rows(self.views.num_views)
         return rows, {} if self.teacher is None else self.teacher(rows)
 
     def _batch(
         self, inputs: Inputs, rows: tf.Tensor, teacher: Mapping[str, tf.Tensor], training: bool
-    ) -> tuple[Batch, preflight.Guard, list[tf.Tensor]]:
+    ) -> tuple[Batch, Guard, list[tf.Tensor]]:
         """Runs the student and puts all that objectives are given into a Batch."""
         with_views = training or self.evaluate_views
         outputs, added = self._run_student(rows, training)
@@ -139,7 +138,8 @@ class Steps(keras.Model):
         if with_views:
             views = self.views.num_views
             preflight.check_outputs(self.objectives, views, teacher or None, student)
-        guard = preflight.Guard(inputs, teacher, student)
+        read = any("logits" in objective.teacher_outputs for objective in self.objectives)
+        guard = Guard(inputs, teacher.get("logits") if read else None, student["logits"])
         batch = Batch(
             images=rows,
             labels=guard.labels,
@@ -164,17 +164,13 @@ class Steps(keras.Model):
                 variable.assign(updated)
         return outputs, scope.losses
 
-    def _run_objectives(self, batch: Batch) -> _Terms:
-        return {objective.name: objective(batch) for objective in self.objectives}
-
-    def _loss_share(self, batch: Batch, terms: _Terms, added: list[tf.Tensor]) -> tf.Tensor:
+    def _loss_share(self, batch: Batch, terms: list[_Term], added: list[tf.Tensor]) -> tf.Tensor:
         """This replica's share of the loss: the shares of all replicas add up to it."""
-        weights = {objective.name: objective.weight for objective in self.objectives}
         share = self._student_losses(batch, added)
-        counts = all_sum([count for _, count in terms.values()]) if terms else []
-        for (name, (total, _)), count in zip(terms.items(), counts, strict=True):
+        counts = all_sum([count for _, _, count in terms])
+        for (objective, total, _), count in zip(terms, counts, strict=True):
             mean = tf.math.divide_no_nan(total, tf.stop_gradient(count))
-            share += tf.cast(weights.get(name, 1.0) * mean, share.dtype)
+            share += tf.cast(objective.weight * mean, share.dtype)
         return share
 
     def _student_losses(self, batch: Batch, added: list[tf.Tensor]) -> tf.Tensor:
@@ -196,9 +192,7 @@ class Steps(keras.Model):
         part = tf.math.divide_no_nan(tf.cast(rows, loss.dtype), tf.cast(total, loss.dtype))
         return tf.where(part > 0, loss * part, 0)  # the mean of a replica without images is NaN
 
-    def _update(
-        self, tape: tf.GradientTape, scaled_loss: tf.Tensor, guard: preflight.Guard
-    ) -> None:
+    def _update(self, tape: tf.GradientTape, scaled_loss: tf.Tensor, guard: Guard) -> None:
         variables = self.student.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
         # A head that no objective reads has no gradient; zeros would let weight decay move it.
@@ -212,15 +206,15 @@ class Steps(keras.Model):
         shared = shared_gradients(checked, self.optimizer)
         self.optimizer.apply(shared, [variable for _, variable in pairs])
 
-    def _track(self, batch: Batch, terms: _Terms, share: tf.Tensor) -> None:
+    def _track(self, batch: Batch, terms: list[_Term], share: tf.Tensor) -> None:
         trackers = self.trackers
         student = batch.select(batch.student["logits"], "plain")
         images = tf.cast(row_count(student), share.dtype)
-        own_terms = {name: term for name, term in terms.items() if name in trackers.terms}
+        sums = {objective.name: (total, count) for objective, total, count in terms}
         # Every replica counts the global batch: what a callback is shown is a mean over replicas.
-        loss, images, global_terms = all_sum((share, images, own_terms))
+        loss, images, sums = all_sum((share, images, sums))
         trackers.loss.update_state(loss, sample_weight=images)
-        trackers.update_terms(global_terms)
+        trackers.update_terms(sums)
         teacher = batch.teacher.get("logits")
         comparable = teacher is not None and teacher.shape[-1] == student.shape[-1]
         if comparable:
@@ -232,8 +226,12 @@ class Steps(keras.Model):
             weights = batch.weights_of("plain", labeled=True)
             trackers.compiled.update(batch.labels, student, known, weights)
         trackers.show(
-            loss=labeled or bool(own_terms),
-            terms=bool(own_terms),
+            loss=labeled or bool(terms),
+            terms=bool(terms),
             agreement=comparable,
             compiled=labeled,
         )
+
+
+def _run(objectives: Sequence[Objective], batch: Batch) -> list[_Term]:
+    return [(objective, *objective(batch)) for objective in objectives]

@@ -22,7 +22,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
       and with statistics of each replica by itself runs through TensorFlow's fused kernel. Anything
       else (float64, other axes, `synchronized=True`, `renorm=True`) runs through Keras' own code.
     * The moving variance takes up the unbiased variance of a batch, n / (n - 1) times the biased
-      one that normalises it (n: the unmasked values a channel, of all replicas if synchronized).
+      one that normalises it (n: the values a channel, of all replicas if synchronized; with a mask
+      the unmasked values of this replica).
       With one value a channel both are 0. Batch renormalisation (`renorm=True`) stays Keras'.
 
     Args:

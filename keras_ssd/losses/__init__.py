@@ -1,5 +1,6 @@
 """The losses of the papers as pure functions: tensors in, one value a row out, no state."""
 
+from keras_ssd.losses.cross_entropy import cross_entropy
 from keras_ssd.losses.divergences import kl_divergence
 from keras_ssd.losses.precision import at_least_float32
 from keras_ssd.losses.ranking import keep_mask, label_rank
@@ -8,6 +9,7 @@ from keras_ssd.losses.similarity import cosine_similarity
 __all__ = [
     "at_least_float32",
     "cosine_similarity",
+    "cross_entropy",
     "keep_mask",
     "kl_divergence",
     "label_rank",

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_ssd import losses
 from keras_ssd.batch import Batch
-from keras_ssd.losses import at_least_float32
 from keras_ssd.objectives.objective import Objective, check_share, weighted_sum
 
 
@@ -47,7 +47,7 @@ class HardLabels(Objective):
         classes = batch.labels_of("plain")
         soft = batch.labels is not None and batch.labels.shape.rank == 2
         labels = batch.labels if soft else classes
-        values = cross_entropy(labels, logits, self.label_smoothing)
+        values = losses.cross_entropy(labels, logits, self.label_smoothing)
         return weighted_sum(values, batch.weights_of("plain", labeled=True))
 
     def get_config(self) -> dict[str, Any]:
@@ -57,25 +57,3 @@ class HardLabels(Objective):
             "label_smoothing": self.label_smoothing,
             "student_output": self.student_outputs[0],
         }
-
-
-def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Cross-entropy a row, `[R]`, in nats.
-
-    Args:
-        labels: Integers `[R]` (a negative one counts as class 0: give it no weight), or
-            distributions `[R, C]`.
-        logits: `[R, C]`.
-        label_smoothing: Share of the target that is spread evenly.
-    """
-    log_probabilities = tf.nn.log_softmax(at_least_float32(logits))
-    if labels.shape.rank == 2:
-        targets = tf.cast(labels, log_probabilities.dtype)
-        values = -tf.reduce_sum(targets * log_probabilities, axis=-1)
-    else:
-        clamped = tf.maximum(labels, 0)
-        values = -tf.gather(log_probabilities, clamped, axis=-1, batch_dims=1)
-    if label_smoothing:
-        even = -tf.reduce_mean(log_probabilities, axis=-1)
-        values = (1 - label_smoothing) * values + label_smoothing * even
-    return values

@@ -32,7 +32,6 @@ class _Similarity(Objective):
         self.temperature = check_temperature(temperature)
 
     def _similarity(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
-        projections = losses.at_least_float32(projections)
         columns = all_gather(batch.select(projections, "plain"))
         similarity = losses.cosine_similarity(batch.select(projections, "transformed"), columns)
         if batch.sample_weight is None:
@@ -141,7 +140,7 @@ class ContrastivePretext(_Similarity):
         projections = batch.student[self.student_outputs[0]]
         logits = self._similarity(batch, projections) / self.temperature
         own = self._own_column(batch, projections)
-        values = -tf.gather(tf.nn.log_softmax(logits), own, axis=-1, batch_dims=1)
+        values = losses.cross_entropy(own, logits)
         return weighted_sum(values, batch.weights_of("transformed"))
 
     def get_config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_ssd as ssd
 from keras_ssd.data.order import epochs_of
-from keras_ssd.distiller import preflight
+from keras_ssd.distiller import guard
 
 from .one_and_two import (
     assert_close,
@@ -182,7 +182,7 @@ def test_an_empty_shard_under_per_replica_batch_norm_is_refused_untouched(two_re
 
 
 def test_an_empty_shard_is_refused_where_tensorflow_fails_on_it(two_replicas):
-    if preflight._convolves_nothing("float32"):
+    if guard._convolves_nothing("float32"):
         pytest.skip("convolutions of no images work here")
     with two_replicas.scope():
         model = sskd(network(4), preset=KD)

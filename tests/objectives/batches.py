@@ -15,6 +15,7 @@ from keras_ssd.objectives import (
 )
 
 NUM_VIEWS = 4
+EXACT = {"rtol": 1e-10, "atol": 1e-13}
 
 OBJECTIVES = {  # one of each, away from the defaults
     "hard": HardLabels(0.3, label_smoothing=0.1),

@@ -256,7 +256,9 @@ class Distiller(Steps):
             callbacks = keras.tree.flatten(callbacks or [])
         present = getattr(callbacks, "callbacks", callbacks)
         if epochs_of(x) and not any(isinstance(callback, FollowEpoch) for callback in present):
-            callbacks.append(FollowEpoch(x))
+            follow = FollowEpoch(x)
+            follow.set_params(getattr(callbacks, "params", None) or {})
+            present.append(follow)
         return super().fit(
             x,
             y,

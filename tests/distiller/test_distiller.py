@@ -8,6 +8,9 @@ from keras import layers
 
 import keras_ssd as ssd
 from keras_ssd.data.order import by_epoch
+from keras_ssd.distiller import preflight
+from keras_ssd.objectives import HardLabels, SimilarityTransfer
+from keras_ssd.views import Rotations
 
 from .tiny import (
     IMAGES,
@@ -195,3 +198,54 @@ def test_teacher_that_is_smaller_than_the_student():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ssd.Distiller(teacher=teacher_network(), student=network(), **SSKD)
+
+
+# --- Names, custom layers, callbacks --------------------------------------------------------------
+
+
+def test_a_term_may_have_the_name_of_the_evaluations_loss():
+    named = {"objectives": [HardLabels(0.1, name="cross_entropy")]}
+    shown = evaluate(distiller(named))
+    assert shown == {"loss": pytest.approx(evaluate(distiller(LABELS_ONLY))["loss"], rel=1e-6)}
+
+
+def test_a_softmax_teacher_may_teach_similarities():
+    teacher = teacher_network(activation="softmax")
+    preset = {"objectives": [SimilarityTransfer()], "views": Rotations(padding=1)}
+    assert np.isfinite(step(distiller(preset, teacher=teacher))["loss"])
+
+
+@keras.saving.register_keras_serializable(package="test_distiller")
+class Block(keras.layers.Layer):
+    """A custom layer that holds another layer, which no `.layers` lists."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_layers_inside_custom_layers_are_found():
+    student = network(first=Block(keras.layers.BatchNormalization(dtype="mixed_float16")))
+    assert preflight.per_replica_batch_norm(student)
+    model = distiller(LABELS_ONLY, student=student)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_order_follows_the_epoch_in_a_callback_list():
+    data = ssd.data.load("digits", batch_size=500, validation=0)
+    model = distiller(LABELS_ONLY, student=ssd.models.build("resnet8", data.info))
+    callbacks = keras.callbacks.CallbackList([keras.callbacks.History()], model=model)
+    model.fit(data.train, callbacks=callbacks, epochs=1, verbose=0)
+    assert any(isinstance(c, ssd.callbacks.FollowEpoch) for c in callbacks.callbacks)
+
+
+@pytest.mark.parametrize("label", [0.5, float("nan")])
+def test_a_label_that_is_no_class(label):
+    model = distiller(LABELS_ONLY)
+    before = trained(model)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"Labels must be -1 .* or 0\.\.2"):
+        step(model, labels=np.where(LABELS == 0, label, LABELS))
+    assert_equal(trained(model), before)

@@ -136,6 +136,12 @@ def test_what_keras_cannot_do_on_several_replicas_is_refused(two_replicas, case)
         make()
 
 
+def test_a_loss_that_is_no_mean_over_images_is_refused(two_replicas):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    with two_replicas.scope(), pytest.raises(ValueError, match="`reduction='sum'` cannot be that"):
+        sskd(network(4), preset=ssd.presets.labels_only(), loss=loss)
+
+
 # Loss scaling.
 
 

@@ -78,7 +78,8 @@ def export_student(
 
 
 def _check_path(path: pathlib.Path) -> None:
-    if path.exists() and not tf.saved_model.contains_saved_model(str(path)):
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not tf.saved_model.contains_saved_model(str(path)):
         raise ValueError(
             f"{path} exists and is no SavedModel, so it is not replaced: give a new path "
             "or remove it."
@@ -202,6 +203,6 @@ def _put_in_place(new: pathlib.Path, path: pathlib.Path, earlier: pathlib.Path) 
     path.rename(earlier)
     try:
         new.rename(path)
-    except OSError:
+    except BaseException:  # an interrupt, too: the folder that holds `earlier` is removed
         earlier.rename(path)
         raise

@@ -209,15 +209,18 @@ def break_values(monkeypatch):
     monkeypatch.setattr(tf.saved_model, "load", Loaded)
 
 
-def break_renaming(monkeypatch):
-    rename = export.pathlib.Path.rename
+def renaming_ends_in(error):
+    def break_renaming(monkeypatch):
+        rename = export.pathlib.Path.rename
 
-    def fail(self, target):
-        if self.name == "new":
-            raise OSError("disk full")
-        return rename(self, target)
+        def fail(self, target):
+            if self.name == "new":
+                raise error
+            return rename(self, target)
 
-    monkeypatch.setattr(export.pathlib.Path, "rename", fail)
+        monkeypatch.setattr(export.pathlib.Path, "rename", fail)
+
+    return break_renaming
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -230,7 +233,8 @@ def break_renaming(monkeypatch):
             RuntimeError,
             r"differ from the student's by 0\.01, .* nothing was exported",
         ),
-        (break_renaming, OSError, "disk full"),
+        (renaming_ends_in(OSError("disk full")), OSError, "disk full"),
+        (renaming_ends_in(KeyboardInterrupt("stopped")), KeyboardInterrupt, "stopped"),
     ],
 )
 def test_a_failure_leaves_nothing_behind(
@@ -292,6 +296,7 @@ def test_unknown_outputs(tmp_path):
 def test_what_is_no_saved_model_is_not_replaced(tmp_path):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside").write_text("precious, too")
     for name in ("file", "folder"):
         with pytest.raises(ValueError, match=f"{name} exists and is no SavedModel"):
             export_student(student(), tmp_path / name)

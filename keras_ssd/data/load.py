@@ -148,7 +148,8 @@ def _check(batch_size: int, validation: float) -> None:
     if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"`batch_size` must be an integer >= 1, got {batch_size!r}.")
     is_count = isinstance(validation, int | np.integer)
-    if isinstance(validation, bool) or not (validation >= 0 if is_count else 0 <= validation < 1):
+    is_number = isinstance(validation, int | float | np.number) and not isinstance(validation, bool)
+    if not is_number or not (validation >= 0 if is_count else 0 <= validation < 1):
         raise ValueError(
             f"`validation` must be a share in [0, 1) or a number of images, got {validation!r}."
         )

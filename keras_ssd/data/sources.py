@@ -103,9 +103,10 @@ def _tfds_builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Da
         data_dir = inner if tf.io.gfile.isdir(inner) else data_dir
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         known = {*names(), *tfds.list_builders(with_community_datasets=False)}
-        near = difflib.get_close_matches(name, sorted(known), n=3)
+        plain = name.lower().replace("-", "").replace(" ", "")
+        near = difflib.get_close_matches(plain, sorted(known), n=3)
         hint = f"close names: {near}" if near else f"`data.names()` begins a list: {names()}"
         raise ValueError(f"There is no data set {name!r}; {hint}.") from error
 
@@ -183,6 +184,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, name: str, download: bool) -> No
             f"{name!r} is not prepared in {str(builder.data_dir)!r}: give the `data_dir` that "
             "holds it, or `download=True`."
         )
+    print(f"{name!r} is not prepared in {str(builder.data_dir)!r}: downloading it there.")
     try:
         builder.download_and_prepare()
     except OSError as error:

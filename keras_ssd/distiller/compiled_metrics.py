@@ -98,3 +98,9 @@ def _is_right(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         labels = tf.argmax(labels, axis=-1)
     guesses = tf.argmax(logits, axis=-1)
     return tf.cast(tf.equal(tf.cast(labels, guesses.dtype), guesses), keras.config.floatx())
+
+
+def is_better_up(metric: keras.metrics.Metric) -> bool:
+    """Whether a larger value is better: shares of right answers, and what Keras says of its own."""
+    known = getattr(metric, "_direction", None)  # Keras' own note for callbacks
+    return known == "up" or (known is None and metric.name.endswith(("accuracy", "acc")))

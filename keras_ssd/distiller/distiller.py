@@ -40,7 +40,8 @@ class Distiller(Steps):
     Inputs: `x` is images `[B, height, width, channels]`, or a dict with `image` and optionally
     `index` and `teacher` (named outputs that were stored: then no teacher runs). `y` is integers
     `[B]` (-1: unlabeled) or one-hot or soft rows `[B, C]` (all zero: unlabeled), or absent.
-    An image of `sample_weight` 0 takes part in nothing but the student's batch-norm statistics.
+    An image of `sample_weight` 0 takes part in nothing but the student's batch-norm statistics and
+    `metrics=`, which Keras leaves unweighted, too; its pixels must be finite.
     Labels out of range and negative weights stop the run; under XLA, which drops assertions (and
     which Keras turns on by itself on one GPU), the loss turns NaN and the gradient 0.
 
@@ -243,10 +244,15 @@ class Distiller(Steps):
         Raises:
             ValueError: If labels, weights, images or the teacher's absence make a step impossible.
         """
-        if options.get("class_weight") is not None and y is not None and np.any(np.less(y, 0)):
+        if options.get("class_weight") is not None and y is not None and _some_unlabeled(y):
             raise ValueError(
-                "`class_weight` has no weight for the label -1 of unlabeled images: give "
+                "`class_weight` has no weight for unlabeled images (-1, or a row of zeros): give "
                 "`sample_weight` instead."
+            )
+        if isinstance(x, tf.data.Dataset) and int(x.cardinality()) == 0:
+            raise ValueError(
+                "The data set holds no batch: use a smaller batch size, or keep the last, smaller "
+                "batch (`drop_remainder=False`)."
             )
         if not self._values_seen:
             self._look_at_values(x)
@@ -259,6 +265,7 @@ class Distiller(Steps):
             follow = FollowEpoch(x)
             follow.set_params(getattr(callbacks, "params", None) or {})
             present.append(follow)
+        self.trackers.set_modes(present)
         return super().fit(
             x,
             y,
@@ -366,3 +373,9 @@ class Distiller(Steps):
             export_student(self, filepath)
         else:
             strip_heads(self.student).export(filepath, format=format, **options)
+
+
+def _some_unlabeled(y: Any) -> bool:
+    labels = np.asarray(y)
+    one_hot = labels.ndim == 2 and labels.shape[1] > 1
+    return bool((labels.sum(axis=1) <= 0).any() if one_hot else (labels < 0).any())

@@ -69,6 +69,12 @@ def images_of(x: Any) -> tf.Tensor:
     if isinstance(x, Mapping):
         if "image" not in x:
             raise ValueError(f"A dict of inputs must hold `image`, got the keys {sorted(x)}.")
+        unknown = sorted(set(x) - {"image", "index", "teacher"})
+        if unknown:
+            raise ValueError(
+                f"A dict of inputs holds `image`, `index` and `teacher`, got {unknown[0]!r}, too: "
+                "labels are `y`, the second of a pair (`as_supervised=True` in TFDS)."
+            )
         x = x["image"]
     if not hasattr(x, "shape"):
         raise ValueError(f"`x` must be images or a dict with `image`, got a {type(x).__name__}.")

@@ -177,6 +177,20 @@ def ends_in_probabilities(output: Any) -> bool:
     return name in ("Softmax", "Sigmoid") or getattr(operation, "activation", 0) in _PROBABILITIES
 
 
+def check_image_size(part: str, network: Any, images: tf.Tensor) -> None:
+    """Refuses images that a network's input does not fit; a subclassed one tells by itself."""
+    wanted = getattr(network, "input_shape", None) if known_outputs(network) is not None else None
+    if not isinstance(wanted, tuple) or images.shape[1:].is_compatible_with(wanted[1:]):
+        return
+    advice = {
+        "teacher": "give `teacher_preprocessing=`, for instance keras.layers.Resizing",
+        "student": "build it for these images, or resize them in the input pipeline",
+    }
+    raise ValueError(
+        f"The {part} takes images {wanted[1:]}, got {tuple(images.shape[1:])}: {advice[part]}."
+    )
+
+
 def check_batch_size(objectives: Sequence[Objective], images: tf.Tensor) -> None:
     """Refuses a static global batch of one image where images are compared with one another."""
     comparing = [objective.name for objective in objectives if objective.compares_images]
@@ -221,7 +235,12 @@ def warn_if_teacher_is_smaller(teacher: FrozenTeacher, student: keras.Model) -> 
 
 
 def first_images(x: Any) -> Any:
-    """A few images of what `fit` was given, or None where looking would use them up."""
+    """A few images of what `fit` was given, None where none are seen without using them up.
+
+    A tf.data set is begun once more for it.
+    """
+    if isinstance(x, keras.utils.PyDataset) and len(x):
+        x = x[0][0] if isinstance(x[0], tuple) else x[0]
     if isinstance(x, tf.data.Dataset):
         for batch in x.take(1):
             x = batch[0] if isinstance(batch, tuple) else batch

@@ -86,7 +86,7 @@ def replaced_when_complete(
     if not single_file or (path.exists() and not overwrite):
         yield filepath  # Keras' own business: folders, shards, the question before overwriting
         return
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = path.with_name(f".partial-{path.name}")  # one name: a killed save leaves one file
     try:
         yield partial
         with open(partial, "rb") as written:

@@ -96,6 +96,7 @@ class Steps(keras.Model):
 
     def _inputs(self, data: Any, training: bool) -> Inputs:
         inputs = Inputs.of(data)
+        preflight.check_image_size("student", self.student, inputs.images)
         images = fed_everywhere(inputs.images, self.student, training)
         return dataclasses.replace(inputs, images=images)
 
@@ -104,6 +105,9 @@ class Steps(keras.Model):
         return tf.stack([tf.constant(self.seed, tf.int64), step])
 
     def _check_inputs(self, inputs: Inputs) -> None:
+        teacher = self.teacher
+        if teacher is not None and inputs.teacher is None and teacher.preprocessing is None:
+            preflight.check_image_size("teacher", teacher.model, inputs.images)
         preflight.check_batch_size(self.objectives, inputs.images)
         for objective in self.objectives:
             if objective.needs_labels and inputs.labels is None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_ssd.distiller.compiled_metrics import CompiledMetrics
+from keras_ssd.distiller.compiled_metrics import CompiledMetrics, is_better_up
 
 RESERVED = ("loss", "teacher_agreement")
 
@@ -61,6 +61,18 @@ class Trackers:
             *([self.agreement] if agreement else []),
             *(self.compiled.all if compiled else []),
         ]
+
+    def set_modes(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
+        """Tells callbacks with `mode="auto"` which way is better for what they monitor.
+
+        Keras finds that out itself only for metrics that it holds itself.
+        """
+        up = [self.agreement, *(m for m in self.compiled.all if is_better_up(m))]
+        better = {metric.name: "min" for metric in self.all} | {m.name: "max" for m in up}
+        for callback in callbacks:
+            monitor = str(getattr(callback, "monitor", "")).removeprefix("val_")
+            if getattr(callback, "mode", None) == "auto" and monitor in better:
+                callback.mode = better[monitor]
 
     def update_terms(self, terms: dict[str, tuple[tf.Tensor, tf.Tensor]]) -> None:
         """Adds a step's sums and counts: an epoch's mean is all its sums over all its counts."""

@@ -53,7 +53,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         updates = bool(training) and self.trainable
         if self._runs_fused(inputs, mask):
             return self._fused(inputs, updates)
-        if not updates or self.renorm:
+        if not updates or self._renormalises:
             return super().call(inputs, training=training, mask=mask)
 
         kept = self.momentum * ops.convert_to_tensor(self.moving_variance)
@@ -62,6 +62,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         degrees = ops.maximum(self._values_per_channel(inputs, mask) - 1, 1)
         self.moving_variance.assign_add(added / ops.cast(degrees, added.dtype))
         return outputs
+
+    @property
+    def _renormalises(self) -> bool:
+        return getattr(self, "renorm", False)  # Keras knows it from 3.15 on
 
     def _runs_fused(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> bool:
         return (
@@ -72,7 +76,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and self.scale
             and self.center
             and not self.synchronized
-            and not self.renorm
+            and not self._renormalises
         )
 
     def _fused(self, inputs: tf.Tensor, updates: bool) -> tf.Tensor:

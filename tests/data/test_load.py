@@ -134,7 +134,12 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("cifar_100", "close names: .'cifar100'"), ("qqqqq", "begins a list")]
+    ("name", "message"),
+    [
+        ("cifar_100", "close names: .'cifar100'"),
+        ("CIFAR-100", "close names: .'cifar100'"),
+        ("qqqqq", "begins a list"),
+    ],
 )
 def test_unknown_name_is_answered_with_near_ones(name, message, tmp_path):
     with pytest.raises(ValueError, match=f"no data set '{name}'; .*{message}"):

@@ -115,10 +115,14 @@ def test_class_weight_is_a_weight_an_image():
     assert_equal(trained(by_dataset), trained(by_image))
 
 
-@pytest.mark.parametrize("labels", [UNLABELED, tf.constant(UNLABELED)], ids=["array", "tensor"])
+@pytest.mark.parametrize(
+    "labels",
+    [UNLABELED, tf.constant(UNLABELED), np.eye(4)[UNLABELED][:, :3]],
+    ids=["array", "tensor", "one-hot"],
+)
 def test_class_weight_with_unlabeled_images(labels):
     model = distiller(LABELS_ONLY)
-    with pytest.raises(ValueError, match="`class_weight` has no weight for the label -1"):
+    with pytest.raises(ValueError, match="`class_weight` has no weight for unlabeled images"):
         fit(model, labels=labels, class_weight={0: 1.0, 1: 1.0, 2: 1.0})
 
 
@@ -249,3 +253,37 @@ def test_a_label_that_is_no_class(label):
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"Labels must be -1 .* or 0\.\.2"):
         step(model, labels=np.where(LABELS == 0, label, LABELS))
     assert_equal(trained(model), before)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.EarlyStopping("val_accuracy"),
+        keras.callbacks.EarlyStopping("teacher_agreement"),
+        keras.callbacks.EarlyStopping("soft_labels"),
+        keras.callbacks.ReduceLROnPlateau("val_sparse_top_k_categorical_accuracy"),
+    ],
+    ids=lambda callback: callback.monitor,
+)
+def test_callbacks_know_which_way_is_better(callback):
+    metrics = ["accuracy", "sparse_top_k_categorical_accuracy"]
+    model = distiller(KD, metrics=metrics)
+    fit(model, callbacks=[callback], validation_data=(IMAGES, LABELS), epochs=2)
+    worse, better = (1.0, 0.5) if callback.monitor == "soft_labels" else (0.5, 1.0)
+    assert callback.monitor_op(better, worse)
+
+
+def test_the_best_checkpoint_is_that_of_the_best_accuracy(tmp_path):
+    path = tmp_path / "best.keras"
+    callback = keras.callbacks.ModelCheckpoint(
+        str(path), monitor="val_accuracy", save_best_only=True
+    )
+    model = distiller(LABELS_ONLY, metrics=["accuracy"])
+    fit(model, callbacks=[callback], validation_data=(IMAGES, LABELS))
+    assert path.is_file()
+
+
+def test_a_data_set_without_a_batch():
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(64, drop_remainder=True)
+    with pytest.raises(ValueError, match="The data set holds no batch: use a smaller batch size"):
+        distiller(LABELS_ONLY).fit(data)

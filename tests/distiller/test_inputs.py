@@ -94,3 +94,8 @@ def test_no_labels(y):
 def test_weights_by_pixel():
     with pytest.raises(ValueError, match="`sample_weight` must be one number an image"):
         Inputs.of((IMAGES, LABELS, np.ones((12, 8))))
+
+
+def test_a_dict_with_labels_inside():
+    with pytest.raises(ValueError, match="got 'label', too: labels are `y`"):
+        images_of({"image": IMAGES, "label": LABELS})

@@ -339,3 +339,16 @@ def test_labels_of_an_evaluation():
     with pytest.raises(tf.errors.InvalidArgumentError, match="Labels must be -1"):
         evaluate(model, labels=LABELS + 1)
     assert evaluate(model)["loss"] > 0
+
+
+def test_images_of_another_size():
+    model = distiller(KD)
+    with pytest.raises(ValueError, match=r"The student takes images \(8, 8, 3\), got \(6, 6, 3\)"):
+        step(model, images=IMAGES[:, :6, :6])
+
+
+def test_images_of_another_size_than_the_teachers():
+    teacher = ssd.models.build("resnet14", num_classes=3, input_shape=(16, 16, 3))
+    model = distiller(KD, teacher=teacher)
+    with pytest.raises(ValueError, match=r"The teacher takes .*: give `teacher_preprocessing=`"):
+        step(model)

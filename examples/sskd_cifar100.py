@@ -38,6 +38,19 @@ _OUTPUT = flags.DEFINE_string("output", "runs/sskd_cifar100", "Folder of report 
 _VERBOSE = flags.DEFINE_integer("verbose", 1, "As in `keras.Model.fit`.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "One epoch of small networks on `digits`.")
 
+_SETTINGS = (
+    "teacher",
+    "teacher_checkpoint",
+    "student",
+    "validation",
+    "teacher_epochs",
+    "pretext_epochs",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "seeds",
+)
+
 
 def main(_: list[str]) -> None:
     """Runs the three phases and prints a table."""
@@ -134,19 +147,6 @@ def _report(
     write_report(path, report)
     print(f"{path} written after {seconds:.0f} s")
 
-
-_SETTINGS = (
-    "teacher",
-    "teacher_checkpoint",
-    "student",
-    "validation",
-    "teacher_epochs",
-    "pretext_epochs",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "seeds",
-)
 
 if __name__ == "__main__":
     app.run(main)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import keras
@@ -13,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.heads.taps import is_functional, strip_heads
-from keras_ssd.layers.frozen_backbone import FrozenBackbone, FrozenCopy
+from keras_ssd.layers.frozen_backbone import FrozenCopy
+from keras_ssd.layers.structure import inner_layers, takes_raw_images
 from keras_ssd.losses.precision import at_least_float32
 
 _EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -108,20 +108,9 @@ def _image_spec(student: keras.Model) -> tf.TensorSpec:
             f"The student {student.name!r} does not tell the shape of its images: call it once on "
             "a batch of images before."
         )
-    raw = isinstance(
-        next(_layers(student), None), (keras.layers.Rescaling, keras.layers.Normalization)
+    return tf.TensorSpec(
+        (None, *shape[1:]), "uint8" if takes_raw_images(student) else dtype, name="image"
     )
-    return tf.TensorSpec((None, *shape[1:]), "uint8" if raw else dtype, name="image")
-
-
-def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """The layers of a model in order, those of nested and frozen models included."""
-    for layer in model.layers:
-        inner = layer.frozen.model if isinstance(layer, FrozenBackbone) else layer
-        if isinstance(inner, keras.Model):
-            yield from _layers(inner)
-        elif not isinstance(inner, keras.layers.InputLayer):
-            yield inner
 
 
 def _random_images(spec: tf.TensorSpec, rows: int) -> tf.Tensor:
@@ -191,7 +180,7 @@ def _verify(
 
 def _tolerance(student: keras.Model) -> float:
     """The relative difference that the coarsest precision in the network explains."""
-    dtypes = {layer.compute_dtype for layer in _layers(student)} | {student.compute_dtype}
+    dtypes = {layer.compute_dtype for layer in inner_layers(student)} | {student.compute_dtype}
     return min(64 * max(_EPSILONS.get(dtype, 0.0) for dtype in dtypes), 0.1)
 
 

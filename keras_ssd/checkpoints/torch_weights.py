@@ -13,7 +13,7 @@ from keras_ssd.checkpoints.files import read_state_dict
 
 CLASSIFIER = "fc"  # the authors' name of the layer `logits`
 HEAD = "proj_head."
-PARTS = ("backbone.", HEAD, "auxiliary_classifier.")
+PARTS = ("backbone.", HEAD)
 MOST_NAMES = 20
 
 

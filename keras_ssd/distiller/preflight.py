@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssd.collectives import num_replicas
+from keras_ssd.layers.structure import takes_raw_images
 from keras_ssd.objectives import Objective
 from keras_ssd.teacher import FrozenTeacher, named
 from keras_ssd.views import Views
@@ -262,7 +263,7 @@ def warn_about_values(images: Any, networks: Mapping[str, Any]) -> None:
         return
     low, high = float(images.min()), float(images.max())
     for part, network in networks.items():
-        raw = _expects_raw_images(network)
+        raw = takes_raw_images(network)
         if raw is True and (low < 0 or high <= 2):
             warnings.warn(
                 f"The {part} {network.name!r} normalises raw images (0..255) itself, but the "
@@ -276,14 +277,3 @@ def warn_about_values(images: Any, networks: Mapping[str, Any]) -> None:
                 f"{low:.4g}..{high:.4g}: build it with `data.info`, or normalise the images.",
                 stacklevel=3,
             )
-
-
-def _expects_raw_images(network: Any) -> bool | None:
-    if not isinstance(network, keras.Model) or not hasattr(network, "outputs"):
-        return None  # a subclassed model may do anything in its call
-    layers = flat_layers(network)
-    if any(type(layer).__name__ in ("FrozenBackbone", "Lambda") for layer in layers):
-        return None
-    return any(
-        isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization)) for layer in layers
-    )

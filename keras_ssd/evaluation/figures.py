@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssd import losses
+from keras_ssd.batch import Batch
 from keras_ssd.teacher import named
 from keras_ssd.views import Rotations
 
@@ -69,6 +70,6 @@ def _similarities(network: keras.Model, images: tf.Tensor) -> tf.Tensor:
             "attach a head with `with_projection`."
         )
     projections = outputs["projection"]
-    by_image = tf.reshape(projections, [-1, 4, projections.shape[-1]])
-    turned = tf.reshape(by_image[:, 1:], [-1, projections.shape[-1]])
-    return losses.cosine_similarity(turned, by_image[:, 0])
+    batch = Batch(None, None, None, {}, outputs, Rotations.num_views)
+    turned, upright = (batch.select(projections, rows) for rows in ("transformed", "plain"))
+    return losses.cosine_similarity(turned, upright)

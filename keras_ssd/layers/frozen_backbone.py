@@ -16,7 +16,7 @@ class FrozenCopy:
     it tracks neither the model nor the copies.
 
     Args:
-        model: A built Keras model. Its weights are copied into the current `tf.distribute` scope.
+        model: A built Keras model, or layer. Its weights are copied into the current `tf.distribute` scope.
 
     Attributes:
         model: The model that was handed in.
@@ -26,7 +26,7 @@ class FrozenCopy:
         ValueError: If the model is not built.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.layers.Layer) -> None:
         if not model.built:
             raise ValueError(
                 f"The model {model.name!r} has no weights yet: call it once on a batch of images, "

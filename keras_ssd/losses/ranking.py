@@ -14,16 +14,13 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def label_rank(
-    scores: tf.Tensor, labels: tf.Tensor, *, valid_columns: tf.Tensor | None = None
-) -> tf.Tensor:
+def label_rank(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """How many columns have a strictly larger score than the label's: 0 where the teacher is right.
 
     Args:
         scores: Float tensor `[R, C]`: logits or similarities.
         labels: Integer tensor `[R]` of columns. What lies outside 0..C-1 (an unlabeled row is -1)
             is moved to the nearest column: give such rows `valid=0` in `keep_mask`.
-        valid_columns: Tensor `[C]` of zeros and ones; columns of 0 are not counted.
 
     Returns:
         int32 tensor `[R]` in 0..C-1, without gradient.
@@ -46,8 +43,6 @@ def label_rank(
     labels = ops.clip(ops.cast(labels, "int32"), 0, ops.shape(scores)[-1] - 1)
     of_label = ops.take_along_axis(scores, ops.expand_dims(labels, -1), axis=-1)
     larger = scores > of_label
-    if valid_columns is not None:
-        larger = ops.logical_and(larger, ops.cast(valid_columns, "bool"))
     return ops.sum(ops.cast(larger, "int32"), axis=-1)
 
 

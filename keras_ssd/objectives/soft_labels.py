@@ -123,9 +123,22 @@ class SelectiveSoftLabels(_SoftenedLogits):
     needs_views = True
 
     def __init__(
-        self, temperature: float = 4.0, *, keep_wrong: float = 1.0, **options: Any
+        self,
+        temperature: float = 4.0,
+        *,
+        keep_wrong: float = 1.0,
+        weight: float = 1.0,
+        teacher_output: str = "logits",
+        student_output: str = "logits",
+        name: str | None = None,
     ) -> None:
-        super().__init__(temperature, **options)
+        super().__init__(
+            temperature,
+            weight=weight,
+            teacher_output=teacher_output,
+            student_output=student_output,
+            name=name,
+        )
         self.keep_wrong = check_share("keep_wrong", keep_wrong)
 
     def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:

@@ -65,13 +65,6 @@ def test_labels_outside_the_columns_do_not_crash(jit_compile):
     np.testing.assert_array_equal(rank, [2, 0, 0])
 
 
-@pytest.mark.parametrize("dtype", ["bool", "float32", "int32"])
-def test_invalid_columns_are_not_counted(dtype):
-    scores = np.array([[1.0, 9.0, 8.0, 7.0], [9.0, 1.0, 2.0, 3.0]])
-    valid = np.array([1, 0, 1, 1]).astype(dtype)
-    np.testing.assert_array_equal(label_rank(scores, [0, 3], valid_columns=valid), [2, 1])
-
-
 def test_rank_refuses_what_it_cannot_rank():
     with pytest.raises(TypeError, match="`labels` must be integers, got float64"):
         label_rank(np.zeros((2, 3)), np.zeros(2))

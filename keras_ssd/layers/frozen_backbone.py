@@ -16,7 +16,8 @@ class FrozenCopy:
     it tracks neither the model nor the copies.
 
     Args:
-        model: A built Keras model, or layer. Its weights are copied into the current `tf.distribute` scope.
+        model: A built Keras model or layer. Its weights are copied into the current
+            `tf.distribute` scope.
 
     Attributes:
         model: The model that was handed in.

@@ -14,6 +14,7 @@ from keras_ssd.callbacks import FollowEpoch
 from keras_ssd.data.order import epochs_of
 from keras_ssd.distiller import preflight, saving
 from keras_ssd.distiller.compiled_metrics import refuse_probability_form
+from keras_ssd.distiller.guard import plain_sentences
 from keras_ssd.distiller.steps import Steps
 from keras_ssd.distiller.trackers import RESERVED, Trackers
 from keras_ssd.export import export_student
@@ -266,15 +267,16 @@ class Distiller(Steps):
             follow.set_params(getattr(callbacks, "params", None) or {})
             present.append(follow)
         self.trackers.set_modes(present)
-        return super().fit(
-            x,
-            y,
-            batch_size=batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            **options,
-        )
+        with plain_sentences():
+            return super().fit(
+                x,
+                y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                **options,
+            )
 
     def _look_at_values(self, x: Any) -> None:
         images = preflight.first_images(x)
@@ -288,7 +290,7 @@ class Distiller(Steps):
 
     def evaluate(self, *args: Any, **options: Any) -> Any:
         """Evaluates the student; arguments and result are those of `keras.Model.evaluate`."""
-        with self.trackers.evaluation():
+        with self.trackers.evaluation(), plain_sentences():
             return super().evaluate(*args, **options)
 
     def train_on_batch(self, *args: Any, **options: Any) -> Any:

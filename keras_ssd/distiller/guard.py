@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -109,7 +112,7 @@ def fed_everywhere(images: tf.Tensor, student: keras.Model, training: bool) -> t
     else:
         return images
     fed = all_sum(tf.cast(tf.shape(images)[0] > 0, tf.int32))
-    with tf.control_dependencies([tf.debugging.assert_equal(fed, num_replicas(), message)]):
+    with tf.control_dependencies([tf.debugging.Assert(tf.equal(fed, num_replicas()), [message])]):
         return tf.identity(images)
 
 
@@ -119,3 +122,19 @@ def _convolves_nothing(dtype: str) -> bool:
     with tf.init_scope():
         kernel, images = tf.zeros([1, 1, 1, 2], dtype), tf.zeros([0, 1, 1, 1], dtype)
         return tf.nn.conv2d(images, kernel, 1, "VALID").shape[-1] == 2
+
+
+@contextlib.contextmanager
+def plain_sentences() -> Iterator[None]:
+    """While it lasts, an assertion that fails in a graph says its sentence and no more.
+
+    TensorFlow puts it at the end of a page of places in the code.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"assertion failed: \[(.+)\]$", error.message, re.MULTILINE)
+        if found is None:
+            raise
+        sentence = found[1].replace("] [", " ").removesuffix(".")
+        raise tf.errors.InvalidArgumentError(None, None, f"{sentence}.") from None

@@ -352,3 +352,12 @@ def test_images_of_another_size_than_the_teachers():
     model = distiller(KD, teacher=teacher)
     with pytest.raises(ValueError, match=r"The teacher takes .*: give `teacher_preprocessing=`"):
         step(model)
+
+
+def test_an_assertion_in_the_graph_is_one_sentence():
+    model = distiller(LABELS_ONLY, graph=True)
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        fit(model, labels=LABELS + 5)
+    assert caught.value.message == (
+        "Labels must be -1 (unlabeled) or 0..2, got values from 5 to 7."
+    )

@@ -78,14 +78,14 @@ class Steps(keras.Model):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One batch of an evaluation; changes no variable but the running means."""
         inputs = self._inputs(data, training=False)
-        if not self.evaluate_views and inputs.labels is None:
+        if self.evaluate_views:
+            self._check_inputs(inputs)
+            objectives, (rows, teacher) = self.objectives, self._views_and_teacher(inputs, None)
+        elif inputs.labels is None:
             raise ValueError(
                 "An evaluation without labels measures nothing: give `y`, or compile with "
                 "`evaluate_views=True` to see the objectives."
             )
-        if self.evaluate_views:
-            self._check_inputs(inputs)
-            objectives, (rows, teacher) = self.objectives, self._views_and_teacher(inputs, None)
         else:
             objectives, (rows, teacher) = (_CROSS_ENTROPY,), (inputs.images, {})
         batch, guard, added = self._batch(inputs, rows, teacher, training=False)

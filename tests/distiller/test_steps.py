@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import layers, ops
 
 import keras_ssd as ssd
-from keras_ssd.objectives import ContrastivePretext, SoftLabels
+from keras_ssd.objectives import ContrastivePretext, HardLabels, SoftLabels
+from keras_ssd.views import Rotations
 
 from .tiny import (
     IMAGES,
@@ -394,3 +395,27 @@ def test_one_hot_and_sparse_labels_train_alike():
     shown = [step(model, labels=y) for model, y in zip(models, (UNLABELED, rows), strict=True)]
     assert shown[0] == pytest.approx(shown[1], rel=1e-5)
     assert_close(trained(models[0]), trained(models[1]), 1e-6)
+
+
+@pytest.mark.parametrize("evaluate_views", [False, True])
+def test_a_network_that_is_right_on_turned_images_alone_scores_nothing(evaluate_views):
+    images = np.zeros((4, 8, 8, 3), "uint8")
+    images[:, :4, :4] = 255  # a bright corner, which every turn takes away
+    pixels = keras.Input((8, 8, 3))
+    corner = keras.layers.Cropping2D(((0, 4), (0, 4)))(keras.layers.Rescaling(1 / 255)(pixels))
+    scores = keras.layers.Dense(2)
+    student = keras.Model(pixels, scores(keras.layers.GlobalAveragePooling2D()(corner)))
+    scores.set_weights([np.array([[-4.0, 4.0]] * 3), np.array([6.0, -6.0])])  # bright: class 1
+    preset = {"objectives": [HardLabels()], "views": Rotations(crop=None, flip=False)}
+    model = distiller(
+        preset,
+        student=student,
+        optimizer=sgd(0.0),
+        metrics=["accuracy"],
+        evaluate_views=evaluate_views,
+    )
+    turned = model.views(tf.constant(images)).numpy().reshape(4, 4, 8, 8, 3)[:, 1]
+    labels = np.zeros(4, "int32")
+    assert step(model, images, labels)["accuracy"] == 0
+    assert evaluate(model, images, labels)["accuracy"] == 0
+    assert evaluate(model, turned, labels)["accuracy"] == 1

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssd.heads.taps import is_functional, strip_heads
+from keras_ssd.heads.taps import strip_heads
 from keras_ssd.layers.frozen_backbone import FrozenCopy
+from keras_ssd.layers.functional import is_functional
 from keras_ssd.layers.structure import inner_layers, takes_raw_images
 from keras_ssd.losses.precision import at_least_float32
 

@@ -7,15 +7,9 @@ from typing import Literal
 
 import keras
 
-from keras_ssd.heads.taps import (
-    Side,
-    as_functional,
-    layers_by_path,
-    network_like,
-    outputs_of,
-    rebuild,
-)
+from keras_ssd.heads.taps import Side, layers_by_path, rebuild
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
+from keras_ssd.layers.functional import as_functional, network_like, outputs_of
 
 
 def with_projection(

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import keras
 
+from keras_ssd.layers.functional import as_functional, is_functional, network_like, outputs_of
+
 Side = Literal["input", "output"]
 
 
@@ -59,55 +61,6 @@ def strip_heads(network: keras.Model) -> keras.Model:
     if not isinstance(functional.output, dict):
         return network
     return network_like(network, functional.input, logits)
-
-
-def as_functional(model: keras.Model) -> keras.Model:
-    """`model` as an uncompiled functional model on the same layers; subclassed ones are refused."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"Expected a Keras model, got {type(model).__name__}.")
-    if isinstance(model, keras.Sequential):
-        if not model.built:
-            raise ValueError(
-                f"Sequential model {model.name!r} is not built: begin it with keras.Input(...) "
-                "or call it once on a batch of images."
-            )
-        return network_like(model, model.inputs[0], model.outputs[0])
-    if not is_functional(model):
-        raise ValueError(
-            f"{type(model).__name__} {model.name!r} is a subclassed model, whose layers are known "
-            "only while it runs: return a dict such as {'logits': ..., 'projection': ...} from its "
-            "`call` instead."
-        )
-    return network_like(model, model.input, model.output)
-
-
-def is_functional(model: Any) -> bool:
-    """Whether the graph of `model` is known: functional or a built Sequential."""
-    if isinstance(model, keras.Sequential):
-        return model.built
-    return isinstance(model, keras.Model) and hasattr(model, "operations")
-
-
-def outputs_of(model: keras.Model) -> dict[str, keras.KerasTensor]:
-    """The named outputs of a functional model; a single tensor is `logits`."""
-    outputs = model.output
-    if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
-        outputs = outputs[0]
-    if isinstance(outputs, keras.KerasTensor):
-        return {"logits": outputs}
-    if isinstance(outputs, dict) and "logits" in outputs:
-        return dict(outputs)
-    raise ValueError(
-        f"Model {model.name!r} must return a tensor (the logits) or a dict with 'logits', got "
-        f"{sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__}."
-    )
-
-
-def network_like(model: keras.Model, inputs: Any, outputs: Any) -> keras.Model:
-    """A functional model with the name and the dtype policy of `model`."""
-    network = keras.Model(inputs, outputs, name=model.name)
-    network.dtype_policy = model.dtype_policy
-    return network
 
 
 def layers_by_path(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 
 class FrozenCopy:
-    """A built Keras model called in inference mode on copies of its weights.
+    """A built Keras model or layer called in inference mode on copies of its weights.
 
     The model is only ever read: its weights, batch-norm statistics and `trainable` flags stay as
     they are, and what happens to them later has no effect here. A plain object, so that what holds
@@ -18,33 +19,37 @@ class FrozenCopy:
     Args:
         model: A built Keras model or layer. Its weights are copied into the current
             `tf.distribute` scope.
+        values: From the id of a weight to the variable to copy instead of it.
 
     Attributes:
         model: The model that was handed in.
-        variables: The copies, non-trainable, in the order of `model.weights`.
+        originals: Its weights.
+        variables: The copies, non-trainable, in the order of `originals`.
 
     Raises:
         ValueError: If the model is not built.
     """
 
-    def __init__(self, model: keras.layers.Layer) -> None:
+    def __init__(
+        self, model: keras.layers.Layer, values: Mapping[int, keras.Variable] | None = None
+    ) -> None:
         if not model.built:
             raise ValueError(
                 f"The model {model.name!r} has no weights yet: call it once on a batch of images, "
                 "or give it an input shape, before you freeze it."
             )
         self.model = model
-        self._originals = list(model.weights)
-        self.variables = [_copy(variable) for variable in self._originals]
+        self.originals = list(model.weights)
+        self.variables = [_copy((values or {}).get(id(v), v)) for v in self.originals]
 
-    def __call__(self, images: tf.Tensor) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs in inference mode: no dropout, stored batch-norm statistics."""
         scope = keras.StatelessScope(initialize_variables=False)
-        for original, copy in zip(self._originals, self.variables, strict=True):
+        for original, copy in zip(self.originals, self.variables, strict=True):
             # Not `state_mapping=`: that rounds to the precision of an autocast scope around us.
             scope.add_update((original, tf.convert_to_tensor(copy.value)))
         with scope:
-            return self.model(images, training=False)
+            return self.model(*args, **{"training": False, **kwargs})
 
 
 def _copy(variable: keras.Variable) -> keras.Variable:

@@ -92,7 +92,7 @@ def assert_equal(got, expected):
 
 def assert_close(got, expected, tolerance):
     """Norm of the difference over norm, all arrays as one."""
-    got, expected = (np.concatenate([x.ravel() for x in arrays]) for arrays in (got, expected))
+    got, expected = (np.concatenate([np.ravel(x) for x in arrays]) for arrays in (got, expected))
     assert np.linalg.norm(got - expected) <= tolerance * np.linalg.norm(expected)
 
 

@@ -1,0 +1,206 @@
+"""A network as the flat list of its calls, which can be rewritten one call at a time."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ssd.layers import FrozenBackbone
+from keras_ssd.layers.functional import as_functional, is_functional
+
+_Values = Mapping[int, keras.Variable] | None
+OUTSIDE = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a layer or operation.
+
+    Args:
+        layer: A Keras layer, a Keras operation or any function.
+        args: Its arguments; a `KerasTensor` stands for a value of the network.
+        kwargs: Its keyword arguments, likewise.
+        outputs: The structure of `KerasTensor` that it gives.
+        values: From the id of a weight to the variable that holds its value, where that is not the
+            weight itself (inside a `FrozenBackbone`).
+        private: Whether `layer` was made here and belongs to nobody else.
+    """
+
+    layer: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: Any
+    values: _Values = None
+    private: bool = False
+
+    @property
+    def inputs(self) -> list[keras.KerasTensor]:
+        """The tensors that it reads."""
+        return _tensors((self.args, self.kwargs))
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return getattr(self.layer, "name", repr(self.layer))
+
+    @property
+    def trains(self) -> bool:
+        """Whether it was called with `training=True`, come what may."""
+        return bool(self.kwargs.get("training"))
+
+    def value_of(self, weight: keras.Variable) -> np.ndarray:
+        """What a weight of the layer holds."""
+        variable = (self.values or {}).get(id(weight), weight)
+        return tf.convert_to_tensor(variable.value).numpy()
+
+    def remade(
+        self,
+        weights: list[np.ndarray],
+        kind: type[keras.layers.Layer] | None = None,
+        **changes: Any,
+    ) -> Call:
+        """The same call of a new layer, which belongs to nobody else.
+
+        Args:
+            weights: What the weights of the new layer hold.
+            kind: The class of the new layer; that of the old one by default.
+            **changes: What differs in its config.
+        """
+        config = {**self.layer.get_config(), **changes, "trainable": False}
+        # No first value is drawn, so that freezing a teacher does not change the student's.
+        config |= {key: "zeros" for key in config if key.endswith("_initializer")}
+        layer = (kind or type(self.layer)).from_config(config)
+        layer.build_from_config(self.layer.get_build_config() or {})
+        layer.set_weights(weights)
+        return dataclasses.replace(self, layer=layer, values=None, private=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """The calls of a network in an order in which they can be made.
+
+    Args:
+        inputs: What the network takes.
+        calls: The calls.
+        outputs: The structure of tensors that the network gives.
+    """
+
+    inputs: list[keras.KerasTensor]
+    calls: list[Call]
+    outputs: Any
+
+    @classmethod
+    def of(cls, model: keras.Model) -> Calls:
+        """The calls of a functional model, nested and frozen models opened."""
+        opened = _Opened()
+        inputs, outputs = opened.open(model, None)
+        if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
+            outputs = outputs[0]  # as Keras answers
+        return cls(inputs, opened.calls, outputs).renamed(opened.stands_for)
+
+    def renamed(self, stands_for: Mapping[int, keras.KerasTensor]) -> Calls:
+        """The same calls, other tensors put in the place of some."""
+
+        def resolved(value: Any) -> Any:
+            while isinstance(value, keras.KerasTensor) and id(value) in stands_for:
+                value = stands_for[id(value)]
+            return value
+
+        def structure(values: Any) -> Any:
+            return keras.tree.map_structure(resolved, values)
+
+        calls = [
+            dataclasses.replace(call, args=structure(call.args), kwargs=structure(call.kwargs))
+            for call in self.calls
+        ]
+        return Calls(self.inputs, calls, structure(self.outputs))
+
+    def producers(self) -> dict[int, int]:
+        """From the id of a tensor to the index of the call that gives it."""
+        return {id(t): i for i, call in enumerate(self.calls) for t in _tensors(call.outputs)}
+
+    def readers(self) -> dict[int, list[int]]:
+        """From the id of a tensor to the indices of the calls that read it, or `OUTSIDE`."""
+        readers = collections.defaultdict(list)
+        for index, call in enumerate(self.calls):
+            for tensor in call.inputs:
+                readers[id(tensor)].append(index)
+        for tensor in _tensors(self.outputs):
+            readers[id(tensor)].append(OUTSIDE)
+        return readers
+
+
+class _Opened:
+    """The calls of a model and of the models inside it, in one list."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.stands_for: dict[int, keras.KerasTensor] = {}
+        self._outer: list[Any] = []  # keeps tensors alive, whose ids are keys
+
+    def open(self, model: keras.Model, values: _Values) -> tuple[list[keras.KerasTensor], Any]:
+        """Adds the calls of `model`; returns its inputs and outputs."""
+        recorded: list[Call] = []
+
+        def record(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            outputs = layer(*args, **kwargs)
+            recorded.append(Call(layer, args, kwargs, outputs, values))
+            return outputs
+
+        copy = keras.models.clone_model(
+            as_functional(model), clone_function=lambda layer: layer, call_function=record
+        )
+        for call in recorded:
+            inner = _model_inside(call)
+            if inner is None:
+                self.calls.append(call)
+            else:
+                self._open_call(call, *inner)
+        return copy.inputs, copy.output
+
+    def _open_call(self, call: Call, model: keras.Model, values: _Values) -> None:
+        start = len(self.calls)
+        inputs, outputs = self.open(model, values)
+        for inner, outer in zip(inputs, call.inputs, strict=True):
+            if inner.dtype == outer.dtype:
+                self.stands_for[id(inner)] = outer
+            else:  # a model casts what it is given to the type of its input
+                self.calls.insert(start, Call(_Cast(inner.dtype), (outer,), {}, inner))
+        pairs = zip(_tensors(call.outputs), _tensors(outputs), strict=True)
+        self.stands_for.update({id(outer): inner for outer, inner in pairs})
+        self._outer.append((call, inputs))
+
+
+class _Cast:
+    """A cast as an operation."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return keras.ops.cast(x, self.dtype)
+
+
+def _model_inside(call: Call) -> tuple[keras.Model, _Values] | None:
+    """The functional model that a call runs, and where the values of its weights are."""
+    model, values = call.layer, call.values
+    if isinstance(model, FrozenBackbone):
+        frozen = model.frozen
+        pairs = zip(frozen.originals, frozen.variables, strict=True)
+        values = {id(original): (values or {}).get(id(copy), copy) for original, copy in pairs}
+        model = frozen.model
+    given = {name for name, value in call.kwargs.items() if value is not None}
+    ordinary = given <= {"training"} and not call.trains
+    if not is_functional(model) or not ordinary or len(model.inputs) != len(call.inputs):
+        return None
+    return model, values
+
+
+def _tensors(structure: Any) -> list[keras.KerasTensor]:
+    return [x for x in keras.tree.flatten(structure) if isinstance(x, keras.KerasTensor)]

@@ -1,0 +1,65 @@
+"""Folding on the networks that people use."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ssd as ssd
+from freezing.networks import answer, difference, drawn, frozen_answer
+
+INFO = {"num_classes": 10, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)}
+DEEP = ("resnet32", "resnet44", "resnet56", "resnet110", "resnet32x4")
+ZOO = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else [])
+    for name in ssd.models.names()
+]
+APPLICATIONS = ["ResNet50", "MobileNetV2", "EfficientNetB0", "ConvNeXtTiny"]
+LIMIT = 1e-5
+
+
+def images(size, rows=2):
+    return np.random.default_rng(0).uniform(0, 255, (rows, size, size, 3)).astype("float32")
+
+
+def with_kernels(model):
+    """The model with kernels that keep the size of what goes through them."""
+    generator = np.random.default_rng(1)
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+            fan_in = np.prod(layer.kernel.shape[: 2 if depthwise else -1])
+            layer.kernel.assign(generator.normal(0, np.sqrt(2 / fan_in), layer.kernel.shape))
+    return drawn(model)
+
+
+def check(model, rows):
+    """Folded logits are the model's, and would not be if one batch norm were missing."""
+    expected = answer(model, rows)
+    got = frozen_answer(ssd.freeze(model), rows)
+    assert difference(got, expected) < LIMIT
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    for norm in (norms[0], norms[len(norms) // 2], norms[-1]):
+        weights = norm.get_weights()
+        nothing = (np.ones, np.zeros, np.zeros, np.ones)  # gamma, beta, mean, variance
+        norm.set_weights([f(w.shape) for f, w in zip(nothing, weights, strict=True)])
+        assert difference(got, answer(model, rows)) > LIMIT
+        norm.set_weights(weights)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_networks_of_the_papers(name):
+    check(with_kernels(ssd.models.build(name, input_shape=(16, 16, 3), **INFO)), images(16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_networks_of_keras(name):
+    network = getattr(keras.applications, name)
+    model = network(weights=None, classifier_activation=None, input_shape=(64, 64, 3), classes=10)
+    normalises = name in ("EfficientNetB0", "ConvNeXtTiny")
+    rows = images(64) if normalises else images(64) / 127.5 - 1
+    if name == "ConvNeXtTiny":  # has no batch normalisation
+        with_kernels(model)
+        assert difference(frozen_answer(ssd.freeze(model), rows), answer(model, rows)) < LIMIT
+    else:
+        check(with_kernels(model), rows)

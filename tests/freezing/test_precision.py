@@ -1,0 +1,138 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_ssd as ssd
+from freezing.networks import IMAGES, answer, chain, difference, frozen_answer, operations, pool
+from keras_ssd.freezing import precision
+
+ROUNDING = {"bfloat16": 2**-8, "float16": 2**-11}
+
+
+@pytest.fixture(autouse=True)
+def _machine_with_all_units(monkeypatch):
+    rates = {"float32": 1.0, "bfloat16": 1.0, "float16": 1.0}
+    monkeypatch.setattr(precision, "_matmul_rate", rates.get)
+
+
+def network(**options):
+    return chain(
+        layers.Rescaling(2.0, -1.0),
+        layers.Conv2D(8, 3),
+        layers.BatchNormalization(),
+        layers.ReLU(name="map"),
+        layers.BatchNormalization(),
+        layers.ReLU(),
+        layers.DepthwiseConv2D(3),
+        layers.LayerNormalization(),
+        pool(),
+        layers.Dense(3),
+        **options,
+    )
+
+
+def as_run(model, dtype, images=IMAGES):
+    """The types of what each operation of a kind gives, in a graph."""
+    frozen = ssd.freeze(model, dtype=dtype)
+    graph = tf.function(frozen).get_concrete_function(tf.constant(images)).graph
+    types = {}
+    for operation in graph.get_operations():
+        if operation.outputs:
+            types.setdefault(operation.type, set()).add(operation.outputs[0].dtype.name)
+    return types
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_feature_maps_are_halved_and_nothing_else(dtype):
+    types = as_run(network(), dtype)
+    for kind in ("Conv2D", "DepthwiseConv2dNative", "Relu", "FusedBatchNormV3"):
+        assert types[kind] == {dtype}, kind
+    assert types["MatMul"] == {"float32"}  # the classifier
+    assert types["BiasAdd"] == {dtype, "float32"}
+    assert types["Mean"] == {"float32"}  # pooling, and the moments of the layer normalisation
+    assert "float32" in types["Mul"]  # the normalisation of the images
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_outputs_are_near_and_float32(dtype):
+    model = ssd.named_outputs(network(), {"map": "map"})
+    frozen = ssd.freeze(model, dtype=dtype)
+    outputs = frozen(tf.constant(IMAGES))
+    assert {name: tensor.dtype.name for name, tensor in outputs.items()} == {
+        "logits": "float32",
+        "map": "float32",
+    }
+    wrong = difference(frozen_answer(frozen), answer(model))
+    assert ROUNDING[dtype] / 100 < wrong < 4 * ROUNDING[dtype]
+
+
+def test_a_float16_dtype_of_a_network_in_bfloat16():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    assert as_run(network(), "float16")["Conv2D"] == {"float16"}
+
+
+def test_kernels_are_stored_halved():
+    frozen = ssd.freeze(chain(layers.Conv2D(8, 3), layers.BatchNormalization()), dtype="bfloat16")
+    assert {variable.dtype for variable in frozen.variables} == {"bfloat16", "float32"}
+    assert next(v for v in frozen.variables if len(v.shape) == 4).dtype == "bfloat16"
+
+
+def test_without_folding():
+    model = network()
+    frozen = ssd.freeze(model, dtype="bfloat16", fold_batch_norm=False)
+    assert "FusedBatchNormV3" not in operations(frozen)
+    assert as_run(model, "bfloat16")["Conv2D"] == {"bfloat16"}
+    assert difference(frozen_answer(frozen), answer(model)) < 4 * ROUNDING["bfloat16"]
+
+
+def test_layers_of_the_user_keep_their_precision(caplog):
+    class Shift(layers.Layer):
+        def call(self, x):
+            return x + 1
+
+    model = chain(layers.Conv2D(5, 3), Shift(name="shift"), layers.Conv2D(5, 3), pool())
+    frozen = ssd.freeze(model, dtype="bfloat16")
+    assert "1 layer" in caplog.text
+    assert "not in bfloat16" in caplog.text
+    assert caplog.text.rstrip().endswith("shift")
+    assert difference(frozen_answer(frozen), answer(model)) < 4 * ROUNDING["bfloat16"]
+
+
+def test_vectors_alone_are_never_halved(caplog):
+    model = chain(pool(), layers.Dense(5), layers.Dense(3))
+    assert difference(frozen_answer(ssd.freeze(model, dtype="bfloat16")), answer(model)) < 1e-6
+    assert "has no feature maps to put in bfloat16" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32", "mixed_bfloat16", 16])
+def test_unknown_dtype(dtype):
+    with pytest.raises(ValueError, match="`dtype` must be None"):
+        ssd.freeze(network(), dtype=dtype)
+
+
+def test_dtypes_of_tensorflow_are_known():
+    assert ssd.freeze(network(), dtype=tf.bfloat16)(tf.constant(IMAGES))["logits"].shape == (6, 3)
+
+
+# --- What the machine can do -------------------------------------------------------------------
+
+
+def test_a_machine_that_is_slower_in_half(monkeypatch):
+    rates = {"float32": 100.0, "bfloat16": 12.5, "float16": 200.0}
+    monkeypatch.setattr(precision, "_matmul_rate", rates.get)
+    with pytest.warns(UserWarning, match=r"at 12.5 GFLOP/s in bfloat16 and at 100 in float32"):
+        frozen = ssd.freeze(network(), dtype="bfloat16")
+    assert frozen(tf.constant(IMAGES))["logits"].dtype == tf.float32
+    ssd.freeze(network(), dtype="float16")  # no warning
+
+
+def test_the_rate_is_measured(monkeypatch):
+    monkeypatch.undo()
+    clock = iter([0.0, 9.0, *np.repeat(np.arange(5) * 10.0, 2) + np.tile([0.0, 2.0], 5)])
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
+    precision._matmul_rate.cache_clear()
+    rate = precision._matmul_rate("bfloat16", 64)
+    precision._matmul_rate.cache_clear()
+    assert rate == pytest.approx(2 * 64**3 / 2.0 / 1e9)

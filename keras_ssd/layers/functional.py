@@ -7,31 +7,44 @@ from typing import Any
 import keras
 
 
-def as_functional(model: keras.Model) -> keras.Model:
-    """`model` as an uncompiled functional model on the same layers; subclassed ones are refused."""
+NAME_OUTPUTS = "return a dict such as {'logits': ..., 'projection': ...} from its `call` instead"
+
+
+def as_functional(model: keras.Model, advice: str = NAME_OUTPUTS) -> keras.Model:
+    """`model` as an uncompiled functional model on the same layers.
+
+    Args:
+        model: A functional or built Sequential model.
+        advice: What to do about a subclassed model, which is refused.
+
+    Raises:
+        TypeError: If `model` is no Keras model.
+        ValueError: If it is subclassed or not built.
+    """
     if not isinstance(model, keras.Model):
         raise TypeError(f"Expected a Keras model, got {type(model).__name__}.")
-    if isinstance(model, keras.Sequential):
-        if not model.built:
-            raise ValueError(
-                f"Sequential model {model.name!r} is not built: begin it with keras.Input(...) "
-                "or call it once on a batch of images."
-            )
-        return network_like(model, model.inputs[0], model.outputs[0])
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise ValueError(
+            f"Sequential model {model.name!r} is not built: begin it with keras.Input(...) "
+            "or call it once on a batch of images."
+        )
     if not is_functional(model):
         raise ValueError(
             f"{type(model).__name__} {model.name!r} is a subclassed model, whose layers are known "
-            "only while it runs: return a dict such as {'logits': ..., 'projection': ...} from its "
-            "`call` instead."
+            f"only while it runs: {advice}."
         )
+    if isinstance(model, keras.Sequential):
+        return network_like(model, model.inputs[0], model.outputs[0])
     return network_like(model, model.input, model.output)
 
 
 def is_functional(model: Any) -> bool:
-    """Whether the graph of `model` is known: functional or a built Sequential."""
-    if isinstance(model, keras.Sequential):
-        return model.built
-    return isinstance(model, keras.Model) and hasattr(model, "operations")
+    """Whether the graph of `model` is known, and no `call` of a user's class decides instead."""
+    if not isinstance(model, keras.Model) or not type(model).call.__module__.startswith("keras."):
+        return False
+    # A Sequential model that takes several tensors is built, but has neither `inputs` nor a graph.
+    known = "inputs" if isinstance(model, keras.Sequential) else "operations"
+    return model.built and hasattr(model, known)
 
 
 def outputs_of(model: keras.Model) -> dict[str, keras.KerasTensor]:

@@ -11,8 +11,9 @@ import keras
 
 from keras_ssd.models import resnet
 from keras_ssd.models.blocks import Blocks
+from keras_ssd.models.fused import fuse_batch_norm
 
-__all__ = ["build", "names"]
+__all__ = ["build", "fuse_batch_norm", "names"]
 
 _NETWORKS = {**resnet.NETWORKS}
 

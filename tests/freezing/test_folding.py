@@ -305,6 +305,30 @@ def test_layers_that_keras_does_not_know_run_as_they_are():
     assert difference(frozen_answer(frozen), expected) < FLOAT32
 
 
+class OwnCall(keras.Model):
+    """A model that has a graph, but answers otherwise."""
+
+    def call(self, inputs, training=None):
+        return 3 + super().call(inputs, training=training)
+
+
+def own_call(inside):
+    inner = chain(layers.Conv2D(5, 3), norm(), pool())
+    model = OwnCall(inner.input, inner.output, name="own")
+    if not inside:
+        return model
+    inputs = keras.Input((8, 8, 4))
+    return keras.Model(inputs, layers.ReLU()(model(inputs)))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_call_of_the_users_decides(inside, caplog):
+    model = own_call(inside)
+    frozen = ssd.freeze(model)
+    assert difference(frozen_answer(frozen), answer(model)) == 0
+    assert inside or "freeze: 'own' is a subclassed model" in caplog.text
+
+
 # --- Precision, devices, randomness ------------------------------------------------------------
 
 

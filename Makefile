@@ -5,7 +5,7 @@ SEEDS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow check format bench clean
+.PHONY: quickstart test test-slow check format bench bench-full clean
 
 quickstart: $(VENV)/quickstart.installed  ## a teacher, a student and a SavedModel, in minutes
 	$(BIN)/python examples/quickstart.py --seeds $(SEEDS)
@@ -13,8 +13,9 @@ quickstart: $(VENV)/quickstart.installed  ## a teacher, a student and a SavedMod
 test: $(VENV)/dev.installed  ## all tests but the slow ones
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/dev.installed  ## real images, several processes
+test-slow: $(VENV)/dev.installed  ## real images, several processes; the Distiller's tests on the fused kernel
 	$(BIN)/python -m pytest -m slow
+	KERAS_SSD_FUSED=1 $(BIN)/python -m pytest tests/distiller tests/test_teacher.py
 
 check: $(VENV)/dev.installed  ## lint, format, types, imports point one way
 	$(BIN)/ruff check .
@@ -26,8 +27,11 @@ format: $(VENV)/dev.installed  ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/quickstart.installed  ## the training step against its parts and against keras.distillation
-	$(BIN)/python benchmarks/step.py
+bench: $(VENV)/dev.installed  ## the figures of docs/benchmarks.md, in under 15 minutes; nothing else may run
+	$(BIN)/python benchmarks/run.py
+
+bench-full: $(VENV)/dev.installed  ## more pairs, more turns, the profile, the quality of a halved teacher
+	$(BIN)/python benchmarks/run.py --full
 
 clean:
 	rm -rf $(VENV) build dist runs

@@ -1,4 +1,9 @@
-"""Networks of some hundred weights, and a dozen images in three classes."""
+"""Networks of some hundred weights, and a dozen images in three classes.
+
+With KERAS_SSD_FUSED=1 in the environment all networks run the fused kernel of batch normalisation.
+"""
+
+import os
 
 import keras
 import numpy as np
@@ -39,7 +44,8 @@ def network(width=4, *, seed=0, first=None, batch_norm=True, dropout=0.0, **dens
     x = layers.Dropout(dropout)(layers.GlobalAveragePooling2D()(layers.ReLU()(x)))
     wide = keras.initializers.RandomNormal(stddev=2.0)
     logits = layers.Dense(**{"units": 3, "kernel_initializer": wide, **dense})(x)
-    return keras.Model(images, {"logits": logits, "projection": layers.Dense(4, name="head")(x)})
+    model = keras.Model(images, {"logits": logits, "projection": layers.Dense(4, name="head")(x)})
+    return ssd.models.fuse_batch_norm(model) if os.environ.get("KERAS_SSD_FUSED") == "1" else model
 
 
 def teacher_network(**options):

@@ -1,7 +1,8 @@
-"""What the SSKD scripts share: the precision of a network, a student's run, the report."""
+"""What the SSKD scripts share: the precision of networks, a student's run, the report."""
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import platform
@@ -26,24 +27,51 @@ def faster_precision(network: str, info: ssd.data.DatasetInfo, rows: int) -> str
     """
     images = tf.zeros([rows, *info.input_shape], tf.uint8)
     labels = tf.zeros([rows], tf.int32)
-    seconds = {}
+    steps = {}
     for policy in ("float32", "mixed_bfloat16"):
         distiller = ssd.Distiller(
             student=ssd.models.build(network, info, dtype=policy),
             objectives=[ssd.objectives.HardLabels()],
         )
         distiller.compile(optimizer=ssd.optimizers.SGD(0.0))
-        distiller.train_on_batch(images, labels)  # traces
-        seconds[policy] = min(_seconds(distiller.train_on_batch, images, labels) for _ in range(5))
+        steps[policy] = functools.partial(distiller.train_on_batch, images, labels)
+    return _fastest(f"{network}, a step", steps, rows)
+
+
+def frozen(teacher: keras.Model, images: tf.Tensor) -> ssd.FrozenTeacher:
+    """The frozen teacher in the precision that is faster here.
+
+    Args:
+        teacher: A trained network.
+        images: As many as the rows of a step.
+    """
+    teachers = {
+        "as it is": ssd.freeze(teacher),
+        "bfloat16": ssd.freeze(teacher, dtype="bfloat16"),
+    }
+    forwards = {dtype: _forward(frozen, images) for dtype, frozen in teachers.items()}
+    return teachers[_fastest(f"{teacher.name} frozen, a forward", forwards, len(images))]
+
+
+def _forward(network: Callable, images: tf.Tensor) -> Callable:
+    function = tf.function(network)
+    return lambda: function(images)["logits"].numpy()
+
+
+def _fastest(what: str, functions: dict[str, Callable], rows: int) -> str:
+    seconds = {}
+    for name, function in functions.items():
+        function()  # traces
+        seconds[name] = min(_seconds(function) for _ in range(5))
     fastest = min(seconds, key=seconds.get)
-    listed = ", ".join(f"{policy} {value * 1e3:.0f} ms" for policy, value in seconds.items())
-    print(f"{network}: {listed} a step of {rows} images -> {fastest}", flush=True)
+    listed = ", ".join(f"{name} {value * 1e3:.0f} ms" for name, value in seconds.items())
+    print(f"{what} of {rows} images: {listed} -> {fastest}", flush=True)
     return fastest
 
 
-def _seconds(step: Callable, *batch: tf.Tensor) -> float:
+def _seconds(function: Callable) -> float:
     start = time.perf_counter()
-    step(*batch)
+    function()
     return time.perf_counter() - start
 
 

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
-from phases import accuracy, faster_precision, mean_and_spread, train, write_report
+from phases import accuracy, faster_precision, frozen, mean_and_spread, train, write_report
 
 import keras_ssd as ssd
 
@@ -84,6 +84,7 @@ def _three_networks(
 
     images, labels = _few_labels(data.train, seed)
     networks = {"teacher": teacher}
+    frozen_teacher = frozen(teacher, tf.constant(np.resize(images, [256, *data.info.input_shape])))
     for part in ("baseline", "student"):
         keras.utils.set_random_seed(seed)  # both start from the same weights
         student = ssd.models.build(_STUDENT, data.info, dtype=precision[_STUDENT])
@@ -94,7 +95,8 @@ def _three_networks(
         else:
             print(f"\nPhase 3: {_STUDENT}, the same {len(images)} labeled images, SSKD")
             student = ssd.with_projection(student)
-            distiller = ssd.Distiller(teacher, student, **ssd.presets.sskd(**_NO_FLIP), seed=seed)
+            preset = ssd.presets.sskd(**_NO_FLIP)
+            distiller = ssd.Distiller(frozen_teacher, student, **preset, seed=seed)
         train(distiller, images, labels, epochs=_epochs(100), steps_per_epoch=2, verbose=2)
         networks[part] = student
     return networks

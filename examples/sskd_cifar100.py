@@ -17,7 +17,7 @@ import time
 
 import keras
 from absl import app, flags, logging
-from phases import accuracy, faster_precision, mean_and_spread, train, write_report
+from phases import accuracy, faster_precision, frozen, mean_and_spread, train, write_report
 
 import keras_ssd as ssd
 
@@ -73,7 +73,8 @@ def main(_: list[str]) -> None:
     teacher = _teacher(data, precision[_TEACHER.value])
     results: dict[str, list[float]] = {"teacher": [accuracy(teacher, data.test)]}
     print(f"teacher: {results['teacher'][0]:.4f} top-1 on {data.info.counts['test']} images")
-    teacher = _with_trained_head(teacher, data)
+    images = next(iter(data.train.repeat().unbatch().batch(4 * _BATCH_SIZE.value)))[0]
+    teacher = frozen(_with_trained_head(teacher, data), images)
     for seed in range(_SEEDS.value):
         for method in ("labels_only", "kd", "sskd"):
             student = _distil(method, teacher, data, precision[_STUDENT.value], seed)
@@ -103,7 +104,7 @@ def _with_trained_head(teacher: keras.Model, data: ssd.data.Splits) -> keras.Mod
 
 
 def _distil(
-    method: str, teacher: keras.Model, data: ssd.data.Splits, precision: str, seed: int
+    method: str, teacher: ssd.FrozenTeacher, data: ssd.data.Splits, precision: str, seed: int
 ) -> keras.Model:
     keras.utils.set_random_seed(seed)  # every method starts from the same weights
     student = ssd.models.build(_STUDENT.value, data.info, dtype=precision)

@@ -95,7 +95,9 @@ def with_keras_batch_norm(network: keras.Model) -> keras.Model:
     return keras.models.clone_model(network, clone_function=clone)
 
 
-def optimizer(learning_rate: float = 0.001) -> keras.optimizers.Optimizer:
+def optimizer(
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.001,
+) -> keras.optimizers.Optimizer:
     """SGD as the papers ran it."""
     return ssd.optimizers.SGD(learning_rate, momentum=0.9, weight_decay=5e-4)
 

@@ -11,7 +11,7 @@ from absl import logging
 
 from keras_ssd.freezing import HALVES, InferenceNetwork, warn_if_slower
 from keras_ssd.layers.frozen_backbone import FrozenCopy
-from keras_ssd.layers.functional import as_functional, is_functional
+from keras_ssd.layers.functional import as_functional, is_functional, single
 
 
 def named(outputs: Any, owner: str) -> dict[str, tf.Tensor]:
@@ -149,11 +149,6 @@ def _checked_half(dtype: Any) -> str:
     return name
 
 
-def _single(outputs: Any) -> Any:
-    """The one tensor of a model that was made with a list of one output."""
-    return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs
-
-
 def _frozen(
     model: keras.Model, dtype: str | None, fold_batch_norm: bool
 ) -> FrozenCopy | InferenceNetwork:
@@ -166,7 +161,7 @@ def _frozen(
             "nothing folded" if dtype is None else f"nothing folded and not in {dtype}",
         )
         return frozen
-    outputs = named(_single(as_functional(model).output), "teacher")
+    outputs = named(single(as_functional(model).output), "teacher")
     if len(outputs) > 1 and "logits" not in outputs:
         raise ValueError(
             f"The teacher {model.name!r} has the outputs {sorted(outputs)}, of which none is "

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssd.collectives import num_replicas
-from keras_ssd.layers.structure import takes_raw_images
+from keras_ssd.layers.structure import flat_layers, takes_raw_images
 from keras_ssd.objectives import Objective
 from keras_ssd.teacher import FrozenTeacher, named
 from keras_ssd.views import Views
@@ -200,11 +200,6 @@ def check_batch_size(objectives: Sequence[Objective], images: tf.Tensor) -> None
             f"`{comparing[0]}` compares the images of a batch with one another, and this batch "
             "holds one image: use a larger `batch_size`."
         )
-
-
-def flat_layers(network: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """A network and all layers inside it, those of custom layers too."""
-    return network._flatten_layers()  # Keras has no public walk that enters custom layers
 
 
 def per_replica_batch_norm(student: keras.Model) -> bool:

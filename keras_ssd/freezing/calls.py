@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.layers import FrozenBackbone
-from keras_ssd.layers.functional import as_functional, is_functional
+from keras_ssd.layers.functional import as_functional, is_functional, single
 
 _Values = Mapping[int, keras.Variable] | None
 OUTSIDE = -1
@@ -50,32 +51,21 @@ class Call:
         return getattr(self.layer, "name", repr(self.layer))
 
     @property
-    def trains(self) -> bool:
-        """Whether it was called with `training=True`, come what may."""
-        return bool(self.kwargs.get("training"))
+    def key(self) -> tuple[int, int]:
+        """What calls of one layer with the same weights have in common."""
+        return id(self.layer), id(self.values)
 
     def value_of(self, weight: keras.Variable) -> np.ndarray:
         """What a weight of the layer holds."""
         variable = (self.values or {}).get(id(weight), weight)
         return tf.convert_to_tensor(variable.value).numpy()
 
-    def remade(
-        self,
-        weights: list[np.ndarray],
-        kind: type[keras.layers.Layer] | None = None,
-        **changes: Any,
-    ) -> Call:
-        """The same call of a new layer, which belongs to nobody else.
+    def weights(self) -> list[np.ndarray]:
+        """What all weights of the layer hold."""
+        return [self.value_of(weight) for weight in self.layer.weights]
 
-        Args:
-            weights: What the weights of the new layer hold.
-            kind: The class of the new layer; that of the old one by default.
-            **changes: What differs in its config.
-        """
-        config = {**self.layer.get_config(), **changes, "trainable": False}
-        # No first value is drawn, so that freezing a teacher does not change the student's.
-        config |= {key: "zeros" for key in config if key.endswith("_initializer")}
-        layer = (kind or type(self.layer)).from_config(config)
+    def remade(self, layer: keras.layers.Layer, weights: list[np.ndarray]) -> Call:
+        """The same call of another layer, made here, whose weights hold `weights`."""
         layer.build_from_config(self.layer.get_build_config() or {})
         layer.set_weights(weights)
         return dataclasses.replace(self, layer=layer, values=None, private=True)
@@ -86,12 +76,12 @@ class Calls:
     """The calls of a network in an order in which they can be made.
 
     Args:
-        inputs: What the network takes.
+        inputs: What the network takes, as the structure of a functional model's `input`.
         calls: The calls.
         outputs: The structure of tensors that the network gives.
     """
 
-    inputs: list[keras.KerasTensor]
+    inputs: Any
     calls: list[Call]
     outputs: Any
 
@@ -100,9 +90,7 @@ class Calls:
         """The calls of a functional model, nested and frozen models opened."""
         opened = _Opened()
         inputs, outputs = opened.open(model, None)
-        if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
-            outputs = outputs[0]  # as Keras answers
-        return cls(inputs, opened.calls, outputs).renamed(opened.stands_for)
+        return cls(inputs, opened.calls, single(outputs)).renamed(opened.stands_for)
 
     def renamed(self, stands_for: Mapping[int, keras.KerasTensor]) -> Calls:
         """The same calls, other tensors put in the place of some."""
@@ -120,6 +108,22 @@ class Calls:
             for call in self.calls
         ]
         return Calls(self.inputs, calls, structure(self.outputs))
+
+    def with_remade(self, remade: Callable[[Call], Call | None]) -> Calls:
+        """The same calls, those in whose place `remade` puts another one exchanged.
+
+        It is asked once for all calls of one layer, which share the new layer, too.
+        """
+        asked: dict[tuple[int, int], Call | None] = {}
+        calls = []
+        for call in self.calls:
+            if call.key not in asked:
+                asked[call.key] = remade(call)
+            other = asked[call.key]
+            if other is not None:
+                call = dataclasses.replace(call, layer=other.layer, values=None, private=True)
+            calls.append(call)
+        return Calls(self.inputs, calls, self.outputs)
 
     def producers(self) -> dict[int, int]:
         """From the id of a tensor to the index of the call that gives it."""
@@ -144,12 +148,14 @@ class _Opened:
         self.stands_for: dict[int, keras.KerasTensor] = {}
         self._outer: list[Any] = []  # keeps tensors alive, whose ids are keys
 
-    def open(self, model: keras.Model, values: _Values) -> tuple[list[keras.KerasTensor], Any]:
-        """Adds the calls of `model`; returns its inputs and outputs."""
+    def open(self, model: keras.Model, values: _Values) -> tuple[Any, Any]:
+        """Adds the calls of `model`; returns the structures of its inputs and outputs."""
         recorded: list[Call] = []
 
         def record(layer: Any, *args: Any, **kwargs: Any) -> Any:
             outputs = layer(*args, **kwargs)
+            # A model's own `training` wins over the one that a layer was called with in its graph.
+            kwargs.pop("training", None)
             recorded.append(Call(layer, args, kwargs, outputs, values))
             return outputs
 
@@ -162,42 +168,31 @@ class _Opened:
                 self.calls.append(call)
             else:
                 self._open_call(call, *inner)
-        return copy.inputs, copy.output
+        return copy.input, copy.output
 
     def _open_call(self, call: Call, model: keras.Model, values: _Values) -> None:
         start = len(self.calls)
         inputs, outputs = self.open(model, values)
-        for inner, outer in zip(inputs, call.inputs, strict=True):
-            if inner.dtype == outer.dtype:
-                self.stands_for[id(inner)] = outer
-            else:  # a model casts what it is given to the type of its input
-                self.calls.insert(start, Call(_Cast(inner.dtype), (outer,), {}, inner))
+        [inner], [outer] = _tensors(inputs), call.inputs
+        if inner.dtype == outer.dtype:
+            self.stands_for[id(inner)] = outer
+        else:  # a model casts what it is given to the type of its input
+            cast = functools.partial(keras.ops.cast, dtype=inner.dtype)
+            self.calls.insert(start, Call(cast, (outer,), {}, inner))
         pairs = zip(_tensors(call.outputs), _tensors(outputs), strict=True)
         self.stands_for.update({id(outer): inner for outer, inner in pairs})
         self._outer.append((call, inputs))
 
 
-class _Cast:
-    """A cast as an operation."""
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
-
-    def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return keras.ops.cast(x, self.dtype)
-
-
 def _model_inside(call: Call) -> tuple[keras.Model, _Values] | None:
-    """The functional model that a call runs, and where the values of its weights are."""
+    """The functional model of one input that a call runs, and where its weights' values are."""
     model, values = call.layer, call.values
     if isinstance(model, FrozenBackbone):
         frozen = model.frozen
         pairs = zip(frozen.originals, frozen.variables, strict=True)
         values = {id(original): (values or {}).get(id(copy), copy) for original, copy in pairs}
         model = frozen.model
-    given = {name for name, value in call.kwargs.items() if value is not None}
-    ordinary = given <= {"training"} and not call.trains
-    if not is_functional(model) or not ordinary or len(model.inputs) != len(call.inputs):
+    if not is_functional(model) or len(model.inputs) != 1 or len(call.inputs) != 1:
         return None
     return model, values
 

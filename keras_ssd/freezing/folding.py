@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
@@ -37,8 +38,8 @@ _NOTHING_IN_INFERENCE = (
 class Bias(keras.layers.Layer):
     """Adds a number a channel: what a folded batch normalisation leaves behind its convolution.
 
-    TensorFlow merges its own operation for this (not Keras' sum in a convolution with bias) with
-    the convolution, a residual sum and the ReLU.
+    TensorFlow merges its own operation for this with the convolution, a residual sum and the ReLU;
+    the sum that Keras puts behind a convolution with bias it merges with a ReLU alone.
 
     Args:
         data_format: `"channels_last"` or `"channels_first"`.
@@ -48,6 +49,7 @@ class Bias(keras.layers.Layer):
     def __init__(self, data_format: str = "channels_last", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.data_format = data_format
+        self.supports_masking = True  # as the batch normalisation in whose place it stands
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Makes room for a number a channel."""
@@ -65,15 +67,15 @@ class Bias(keras.layers.Layer):
 
 
 def is_batch_norm(call: Call) -> bool:
-    """Whether a call is a batch normalisation with stored statistics."""
-    return type(call.layer) in _BATCH_NORMS and not call.trains
+    """Whether a call is a batch normalisation, Keras' or ours."""
+    return type(call.layer) in _BATCH_NORMS
 
 
 def without_training_only(network: Calls) -> Calls:
     """The network without the layers that do nothing in inference, such as dropout."""
     kept, stands_for = [], {}
     for call in network.calls:
-        if _does_nothing(call) and call.inputs[0].dtype == call.outputs.dtype:
+        if _does_nothing(call):
             stands_for[id(call.outputs)] = call.inputs[0]
         else:
             kept.append(call)
@@ -82,8 +84,11 @@ def without_training_only(network: Calls) -> Calls:
 
 def _does_nothing(call: Call) -> bool:
     if type(call.layer) is keras.layers.Activation:
-        return call.layer.activation is keras.activations.linear
-    return type(call.layer) in _NOTHING_IN_INFERENCE and not call.trains
+        nothing = call.layer.activation is keras.activations.linear
+    else:
+        nothing = type(call.layer) in _NOTHING_IN_INFERENCE
+    one = isinstance(call.outputs, keras.KerasTensor)  # `Identity` takes lists, too
+    return nothing and one and call.inputs[0].dtype == call.outputs.dtype
 
 
 def folded(network: Calls) -> Calls:
@@ -91,7 +96,8 @@ def folded(network: Calls) -> Calls:
 
     That is one right behind a convolution or dense layer without activation, of any kind, or right
     before a dense layer or a convolution that pads nothing; where nothing else reads what lies
-    between the two. Any other one runs through the fused kernel.
+    between the two. Any other one runs through TensorFlow's fused kernel where it normalises
+    channels-last maps of rows.
     """
     return _with_fused_kernel(_folded_forwards(_folded_backwards(network)))
 
@@ -107,11 +113,11 @@ def _folded_backwards(network: Calls) -> Calls:
         if before is None or len(readers[id(between)]) > 1:
             continue
         linear = calls[before]
-        if _fit(linear, call) and linear.layer.activation is keras.activations.linear:
+        if _fits(linear, call) and linear.layer.activation is keras.activations.linear:
             scale, offset = _scale_and_offset(call)
             kernels, bias = _kernels_and_bias(linear)
             scaled = _scaled_outputs(linear.layer, kernels, scale)
-            calls[before] = linear.remade(scaled, use_bias=False)
+            calls[before] = linear.remade(linear_like(linear.layer, use_bias=False), scaled)
             calls[index] = _with_bias(call, linear.layer, offset + bias * scale)
     return Calls(network.inputs, calls, network.outputs)
 
@@ -124,12 +130,12 @@ def _folded_forwards(network: Calls) -> Calls:
         if len(after) != 1 or after[0] == OUTSIDE:
             continue
         linear = calls[after[0]]
-        if _fit(linear, call) and _pads_nothing(linear.layer):
+        if _fits(linear, call) and _pads_nothing(linear.layer):
             kernels, bias = _kernels_and_bias(linear)
             absorbed = _absorbed(linear.layer, kernels, bias, *_scale_and_offset(call))
-            calls[after[0]] = linear.remade(absorbed, use_bias=True)
+            calls[after[0]] = linear.remade(linear_like(linear.layer, use_bias=True), absorbed)
             stands_for[id(call.outputs)] = call.inputs[0]
-            del calls[index]
+            del calls[index]  # a batch norm, which no other index here means
     return Calls(network.inputs, list(calls.values()), network.outputs).renamed(stands_for)
 
 
@@ -137,24 +143,54 @@ def _with_fused_kernel(network: Calls) -> Calls:
     """The network with our batch normalisation wherever one is left."""
 
     def fused(call: Call) -> Call:
-        weights = [call.value_of(weight) for weight in call.layer.weights]
-        return call.remade(weights, BatchNormalization, synchronized=False)
+        layer = BatchNormalization(
+            axis=call.layer.axis,
+            epsilon=call.layer.epsilon,
+            dtype=call.layer.dtype_policy,
+            trainable=False,
+            name=call.name,
+        )
+        return call.remade(layer, _parameters(call))
 
-    calls = [fused(call) if is_batch_norm(call) else call for call in network.calls]
-    return Calls(network.inputs, calls, network.outputs)
+    return network.with_remade(lambda call: fused(call) if is_batch_norm(call) else None)
 
 
-def _fit(linear: Call, batch_norm: Call) -> bool:
-    """Whether a call is of a layer of ours to fold into: same channels, same precision."""
-    layer = linear.layer
-    if type(layer) not in LINEAR:
+def is_plain_linear(layer: Any) -> bool:
+    """Whether a layer is one of `LINEAR` with its kernels and bias alone: no LoRA, no integers."""
+    return type(layer) in LINEAR and len(layer.weights) == _num_kernels(layer) + layer.use_bias
+
+
+def linear_like(layer: keras.layers.Layer, **changes: Any) -> keras.layers.Layer:
+    """A layer with the attributes of one of `LINEAR`, without regularisers and constraints.
+
+    Its attributes are taken as they are: they may be what no config can hold, such as a user's
+    activation function.
+
+    Args:
+        layer: The layer.
+        **changes: What differs.
+    """
+    training_only = ("_regularizer", "_constraint")
+    options = {
+        name: "zeros" if name.endswith("_initializer") else getattr(layer, name)
+        for name in inspect.signature(type(layer)).parameters
+        if hasattr(layer, name) and not name.endswith(training_only)
+    }
+    own = {"name": layer.name, "dtype": layer.dtype_policy, "trainable": False}
+    return type(layer)(**{**options, **own, **changes})
+
+
+def _fits(linear: Call, batch_norm: Call) -> bool:
+    """Whether a layer can take up a batch normalisation: same channels, same precision."""
+    layer, before = linear.layer, batch_norm.inputs[0]
+    if not is_plain_linear(layer):
         return False
-    axis = batch_norm.layer.axis % len(batch_norm.inputs[0].shape)
     channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
     return (
-        axis == (1 if channels_first else len(linear.outputs.shape) - 1)
+        batch_norm.layer.axis % len(before.shape)
+        == (1 if channels_first else len(linear.outputs.shape) - 1)
         and layer.compute_dtype == batch_norm.layer.compute_dtype
-        and len(layer.weights) == _num_kernels(layer) + layer.use_bias  # not LoRA, not quantized
+        and before.dtype == batch_norm.outputs.dtype  # it may make floats of integers
     )
 
 
@@ -171,13 +207,18 @@ def _pads_nothing(layer: keras.layers.Layer) -> bool:
 
 def _scale_and_offset(batch_norm: Call) -> tuple[np.ndarray, np.ndarray]:
     """What a batch normalisation multiplies by and adds in inference, float64 `[channels]`."""
+    gamma, beta, mean, variance = _parameters(batch_norm)
+    scale = gamma / np.sqrt(variance + batch_norm.layer.epsilon)
+    return scale, beta - mean * scale
+
+
+def _parameters(batch_norm: Call) -> list[np.ndarray]:
+    """Gamma, beta, mean and variance, float64 `[channels]`."""
     layer = batch_norm.layer
     mean, variance = (_float64(batch_norm, w) for w in (layer.moving_mean, layer.moving_variance))
-    scale = 1 / np.sqrt(variance + layer.epsilon)
-    if layer.scale:
-        scale = scale * _float64(batch_norm, layer.gamma)
-    offset = _float64(batch_norm, layer.beta) if layer.center else 0.0
-    return scale, offset - mean * scale
+    gamma = _float64(batch_norm, layer.gamma) if layer.scale else np.ones_like(mean)
+    beta = _float64(batch_norm, layer.beta) if layer.center else np.zeros_like(mean)
+    return [gamma, beta, mean, variance]
 
 
 def _kernels_and_bias(linear: Call) -> tuple[list[np.ndarray], np.ndarray | float]:

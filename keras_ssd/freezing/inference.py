@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 from absl import logging
 
-from keras_ssd.freezing.calls import Call, Calls
-from keras_ssd.freezing.folding import folded, is_batch_norm, without_training_only
+from keras_ssd.freezing.calls import Calls
+from keras_ssd.freezing.folding import folded, without_training_only
 from keras_ssd.freezing.precision import HALVES, in_half
 from keras_ssd.layers.frozen_backbone import FrozenCopy
+from keras_ssd.layers.structure import flat_layers
 
 
 class InferenceNetwork:
     """The outputs of a functional model in inference mode, from copies of its weights.
 
-    Nested and frozen models are opened, what only training needs is left out, batch normalisation
-    is folded and the feature maps are halved, if asked for. A plain object, as `FrozenCopy` is; the
-    model is only ever read.
+    Nested and frozen models of one input are opened, what only training needs is left out, batch
+    normalisation is folded and the feature maps are halved, if asked for. A plain object, as
+    `FrozenCopy` is; the model is only ever read, and no random number is drawn.
 
     Args:
         model: A functional or built Sequential model. Its weights are copied into the current
@@ -36,78 +38,84 @@ class InferenceNetwork:
     def __init__(
         self, model: keras.Model, *, dtype: str | None = None, fold_batch_norm: bool = True
     ) -> None:
-        network = without_training_only(Calls.of(model))
-        if fold_batch_norm:
-            network = folded(network)
-            _log_what_is_left(
-                [call.name for call in network.calls if is_batch_norm(call)],
-                f"batch normalisation of {model.name!r} not folded (neither right behind a "
-                "convolution or dense layer without activation nor right before one that pads "
-                "nothing, or read by more than one layer)",
-            )
-        if dtype is not None:
-            network, left = in_half(network, dtype)
-            _log_what_is_left(left, f"layer of {model.name!r} not in {dtype} (not one of Keras)")
-            halved = (getattr(call.layer, "compute_dtype", None) for call in network.calls)
-            if dtype not in halved:
-                logging.warning("freeze: %r has no feature maps to put in %s", model.name, dtype)
-        self._network = network
+        random_state = random.getstate()  # Keras draws the seeds of new layers from it
+        try:
+            self._calls = _rewritten(model, dtype, fold_batch_norm)
+            inputs = self._calls.inputs
+            self._entry = keras.Model(inputs, inputs)  # casts, names and shapes as Keras has them
+        finally:
+            random.setstate(random_state)
         self._to_float32 = dtype is not None
-        self._functions, self.variables = _functions(network.calls)
+        self._functions, self.variables = _functions(self._calls)
 
     def __call__(self, images: Any) -> Any:
         """The model's outputs for what it takes; none in half precision where `dtype` was given."""
-        values: dict[int, Any] = {}
-        for tensor, value in zip(self._network.inputs, keras.tree.flatten(images), strict=True):
-            _check_shape(value, tensor)
-            values[id(tensor)] = tf.cast(value, tensor.dtype)
+        entered = keras.tree.flatten(self._entry(images, training=False))
+        values = _by_tensor(self._calls.inputs, entered)
 
         def filled(structure: Any) -> Any:
             return keras.tree.map_structure(
                 lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x, structure
             )
 
-        for call, function in zip(self._network.calls, self._functions, strict=True):
+        for call, function in zip(self._calls.calls, self._functions, strict=True):
             outputs = function(*filled(call.args), **filled(call.kwargs))
-            tensors = keras.tree.flatten(call.outputs)
-            pairs = zip(tensors, keras.tree.flatten(outputs), strict=True)
-            values.update({id(tensor): value for tensor, value in pairs})
-        outputs = filled(self._network.outputs)
+            values |= _by_tensor(call.outputs, outputs)
+        outputs = filled(self._calls.outputs)
         return keras.tree.map_structure(_widened, outputs) if self._to_float32 else outputs
 
 
-def _functions(calls: Iterable[Call]) -> tuple[list[Callable], list[keras.Variable]]:
-    """What each call runs, on variables that belong to nobody else, and those variables."""
-    frozen: dict[tuple[int, int], FrozenCopy] = {}
-    functions: list[Callable] = []
-    variables: list[keras.Variable] = []
-    for call in calls:
-        layer, key = call.layer, (id(call.layer), id(call.values))
-        if not isinstance(layer, keras.layers.Layer):  # an operation
-            functions.append(layer)
-        elif call.private or not layer.weights:
-            functions.append(functools.partial(layer, training=False))
-            variables += layer.weights
-        else:
-            if key not in frozen:
-                frozen[key] = FrozenCopy(layer, call.values)
-                variables += frozen[key].variables
-            functions.append(frozen[key])
-    return functions, variables
-
-
-def _log_what_is_left(names: list[str], what: str) -> None:
-    if names:
-        logging.warning("freeze: %d %s: %s", len(names), what, ", ".join(names))
-
-
-def _check_shape(value: Any, tensor: keras.KerasTensor) -> None:
-    if not tf.TensorShape(value.shape[1:]).is_compatible_with(tensor.shape[1:]):
-        raise ValueError(
-            f"The frozen network takes {tuple(tensor.shape[1:])} a row, got "
-            f"{tuple(value.shape[1:])}: give `freeze` a `preprocessing`, for instance "
-            "keras.layers.Resizing."
+def _rewritten(model: keras.Model, dtype: str | None, fold_batch_norm: bool) -> Calls:
+    network = without_training_only(Calls.of(model))
+    if fold_batch_norm:
+        network = folded(network)
+        _log(
+            [call.name for call in network.calls if _holds_batch_norm(call.layer)],
+            f"of {model.name!r} with batch normalisation that is not folded: it is neither right "
+            "behind a convolution or dense layer without activation nor right before one that pads "
+            "nothing, or more than one layer reads what lies between, or it is inside a layer",
         )
+    if dtype is not None:
+        network, left = in_half(network, dtype)
+        _log(left, f"of {model.name!r} not in {dtype}, because they cannot be made anew")
+        if dtype not in (getattr(call.layer, "compute_dtype", None) for call in network.calls):
+            logging.warning("freeze: %r has no feature maps to put in %s", model.name, dtype)
+    return network
+
+
+def _holds_batch_norm(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.Layer) and any(
+        isinstance(inner, keras.layers.BatchNormalization) for inner in flat_layers(layer)
+    )
+
+
+def _log(layers: list[str], what: str) -> None:
+    if layers:
+        logging.warning("freeze: %d layer(s) %s: %s", len(layers), what, ", ".join(layers))
+
+
+def _functions(network: Calls) -> tuple[list[Callable], list[keras.Variable]]:
+    """What each call runs, on variables that belong to nobody else, and those variables."""
+    functions: dict[tuple[int, int], Callable] = {}
+    variables: list[keras.Variable] = []
+    for call in network.calls:
+        if call.key in functions:
+            continue
+        if not isinstance(call.layer, keras.layers.Layer):  # an operation
+            functions[call.key] = call.layer
+        elif call.private:
+            functions[call.key] = functools.partial(call.layer, training=False)
+            variables += call.layer.weights
+        else:
+            frozen = functions[call.key] = FrozenCopy(call.layer, call.values)
+            variables += frozen.variables
+    return [functions[call.key] for call in network.calls], variables
+
+
+def _by_tensor(tensors: Any, values: Any) -> dict[int, Any]:
+    """Values by the ids of the tensors that stand for them."""
+    pairs = zip(keras.tree.flatten(tensors), keras.tree.flatten(values), strict=True)
+    return {id(tensor): value for tensor, value in pairs}
 
 
 def _widened(tensor: tf.Tensor) -> tf.Tensor:

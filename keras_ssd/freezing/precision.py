@@ -10,10 +10,16 @@ import keras
 import tensorflow as tf
 
 from keras_ssd.freezing.calls import Call, Calls
-from keras_ssd.freezing.folding import LINEAR
+from keras_ssd.freezing.folding import LINEAR, is_plain_linear, linear_like
 
 HALVES = ("bfloat16", "float16")
-_KEEPS_PRECISION = (keras.layers.Lambda, keras.layers.TFSMLayer, keras.layers.Wrapper, keras.Model)
+_KEEPS_PRECISION = (
+    keras.layers.Lambda,
+    keras.layers.Normalization,  # has its statistics outside its weights
+    keras.layers.TFSMLayer,
+    keras.layers.Wrapper,
+    keras.Model,
+)
 
 
 def in_half(network: Calls, dtype: str) -> tuple[Calls, list[str]]:
@@ -28,40 +34,49 @@ def in_half(network: Calls, dtype: str) -> tuple[Calls, list[str]]:
         dtype: `"bfloat16"` or `"float16"`.
 
     Returns:
-        The new calls, and the names of the layers among them that keep their precision: those that
-        Keras does not know how to make anew.
+        The new calls, and the names of the layers among them that keep their precision: the user's
+        own, and those that cannot be made anew from their config.
     """
     reached: set[int] = set()
-    calls, left = [], []
+    left: list[str] = []
+
+    def halved(call: Call) -> Call | None:
+        if not isinstance(call.layer, keras.layers.Layer) or not _gives_maps(call):
+            return None
+        other = _halved(call, dtype)
+        if other is None:
+            left.append(call.name)
+        return other
+
     for call in network.calls:
         if type(call.layer) in LINEAR or any(id(tensor) in reached for tensor in call.inputs):
-            outputs = keras.tree.flatten(call.outputs)
-            reached.update(map(id, outputs))
-            if isinstance(call.layer, keras.layers.Layer) and _gives_maps(outputs):
-                if _known_to_keras(call.layer):
-                    call = _halved(call, dtype)
-                else:
-                    left.append(call.name)
-        calls.append(call)
-    return Calls(network.inputs, calls, network.outputs), left
+            reached.update(map(id, keras.tree.flatten(call.outputs)))
+    return network.with_remade(
+        lambda call: halved(call) if id(keras.tree.flatten(call.outputs)[0]) in reached else None
+    ), left
 
 
-def _gives_maps(outputs: list[keras.KerasTensor]) -> bool:
+def _gives_maps(call: Call) -> bool:
     return all(
-        len(tensor.shape) > 2 and keras.backend.is_float_dtype(tensor.dtype) for tensor in outputs
+        len(tensor.shape) > 2 and keras.backend.is_float_dtype(tensor.dtype)
+        for tensor in keras.tree.flatten(call.outputs)
     )
 
 
-def _known_to_keras(layer: keras.layers.Layer) -> bool:
-    package = type(layer).__module__.partition(".")[0]
-    return package in ("keras", "keras_ssd") and not isinstance(layer, _KEEPS_PRECISION)
-
-
-def _halved(call: Call, dtype: str) -> Call:
-    weights = [call.value_of(weight) for weight in call.layer.weights]
-    # Kernels are stored halved; what normalises keeps its weights in float32.
-    policy = dtype if type(call.layer) in LINEAR else f"mixed_{dtype}"
-    return call.remade(weights, dtype=policy)
+def _halved(call: Call, dtype: str) -> Call | None:
+    layer = call.layer
+    if is_plain_linear(layer):  # kernels are stored halved; what normalises keeps float32 weights
+        return call.remade(linear_like(layer, dtype=dtype), call.weights())
+    known = type(layer).__module__.partition(".")[0] in ("keras", "keras_ssd")
+    if not known or isinstance(layer, (*_KEEPS_PRECISION, *LINEAR)):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a lambda, in case it were saved
+            config = {**layer.get_config(), "dtype": f"mixed_{dtype}", "trainable": False}
+            return call.remade(type(layer).from_config(config), call.weights())
+    except (TypeError, ValueError, NotImplementedError):  # a part that no config can hold
+        return None
 
 
 def warn_if_slower(dtype: str) -> None:
@@ -77,14 +92,13 @@ def warn_if_slower(dtype: str) -> None:
 
 
 @functools.cache
-def _matmul_rate(dtype: str, size: int = 512) -> float:
-    """GFLOP/s of a product of square matrices, the best of five."""
+def _matmul_rate(dtype: str, size: int = 1024, turns: int = 5, limit: float = 0.5) -> float:
+    """GFLOP/s of a product of square matrices, the best of some turns, or of `limit` seconds."""
     matrix = tf.cast(tf.ones([size, size]), dtype)
-
-    def seconds() -> float:
+    tf.matmul(matrix, matrix)[0, 0].numpy()
+    seconds: list[float] = []
+    while len(seconds) < turns and sum(seconds) < limit:
         start = time.perf_counter()
         tf.matmul(matrix, matrix)[0, 0].numpy()
-        return time.perf_counter() - start
-
-    seconds()
-    return 2e-9 * size**3 / min(seconds() for _ in range(5))
+        seconds.append(time.perf_counter() - start)
+    return 2e-9 * size**3 / min(seconds)

@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 
-
 NAME_OUTPUTS = "return a dict such as {'logits': ..., 'projection': ...} from its `call` instead"
 
 
@@ -49,9 +48,7 @@ def is_functional(model: Any) -> bool:
 
 def outputs_of(model: keras.Model) -> dict[str, keras.KerasTensor]:
     """The named outputs of a functional model; a single tensor is `logits`."""
-    outputs = model.output
-    if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
-        outputs = outputs[0]
+    outputs = single(model.output)
     if isinstance(outputs, keras.KerasTensor):
         return {"logits": outputs}
     if isinstance(outputs, dict) and "logits" in outputs:
@@ -60,6 +57,11 @@ def outputs_of(model: keras.Model) -> dict[str, keras.KerasTensor]:
         f"Model {model.name!r} must return a tensor (the logits) or a dict with 'logits', got "
         f"{sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__}."
     )
+
+
+def single(outputs: Any) -> Any:
+    """The outputs of a model as Keras answers: of a list of one output, that one."""
+    return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs
 
 
 def network_like(model: keras.Model, inputs: Any, outputs: Any) -> keras.Model:

@@ -23,6 +23,11 @@ def inner_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield inner
 
 
+def flat_layers(network: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A network and all layers inside it, those of custom layers too."""
+    return network._flatten_layers()  # Keras has no public walk that enters custom layers
+
+
 def takes_raw_images(network: Any) -> bool | None:
     """Whether a network takes raw images, 0 to 255, and normalises them in its first layer.
 

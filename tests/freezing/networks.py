@@ -5,8 +5,6 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-import keras_ssd as ssd
-
 IMAGES = np.random.default_rng(0).uniform(0, 1, (6, 8, 8, 4)).astype("float32")
 STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
 
@@ -61,7 +59,3 @@ def operations(frozen, images=IMAGES):
 def fused_norms(frozen, images=IMAGES):
     """How many batch normalisations are left."""
     return operations(frozen, images).count("FusedBatchNormV3")
-
-
-def freeze(model, **options):
-    return ssd.freeze(model, **options)

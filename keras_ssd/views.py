@@ -194,15 +194,21 @@ def _check_switch(name: str, value: bool) -> bool:
     return value
 
 
+# Gathers, because TensorFlow reverses and transposes 8-bit images four times as slowly on a CPU.
+
+
 def _flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    mirrored = draws[:, None, None, None] < 0.5
-    return tf.where(mirrored, images[:, :, ::-1], images)
+    columns = tf.range(tf.shape(images)[2])
+    mirrored = tf.where(draws[:, None] < 0.5, columns[::-1], columns)
+    return tf.gather(images, mirrored, axis=2, batch_dims=1)
 
 
 def _quarter_turns(images: tf.Tensor) -> tf.Tensor:
-    transposed = tf.transpose(images, [0, 2, 1, 3])
-    turned = [images, transposed[:, ::-1], images[:, ::-1, ::-1], transposed[:, :, ::-1]]
-    return tf.reshape(tf.stack(turned, axis=1), [-1, *images.shape[1:]])
+    _, side, _, channels = images.shape
+    places = np.arange(side * side).reshape([side, side])
+    turned = np.concatenate([np.rot90(places, turns).ravel() for turns in range(4)])
+    pixels = tf.reshape(images, [-1, side * side, channels])
+    return tf.reshape(tf.gather(pixels, turned, axis=1), [-1, side, side, channels])
 
 
 def crop_at(

@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 IMAGES = np.random.default_rng(0).uniform(0, 1, (6, 8, 8, 4)).astype("float32")
+FLOAT32 = 2e-6  # the largest difference over the largest value; a few roundings of 6e-8 a layer
 STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
@@ -28,6 +29,10 @@ def chain(*stack, shape=(8, 8, 4), **options):
     for layer in stack:
         x = layer(x)
     return drawn(keras.Model(inputs, x))
+
+
+def norm(**options):
+    return layers.BatchNormalization(**options)
 
 
 def pool():

@@ -10,12 +10,6 @@ from keras_ssd.freezing import precision
 ROUNDING = {"bfloat16": 2**-8, "float16": 2**-11}
 
 
-@pytest.fixture(autouse=True)
-def _machine_with_all_units(monkeypatch):
-    rates = {"float32": 1.0, "bfloat16": 1.0, "float16": 1.0}
-    monkeypatch.setattr(precision, "_matmul_rate", rates.get)
-
-
 def network(**options):
     return chain(
         layers.Rescaling(2.0, -1.0),

@@ -1,7 +1,7 @@
 """What is timed: our training step, its bare parts, and the step of `keras.distillation`.
 
 All run on resident tensors in a `tf.function`: batch 64, so 256 rows of 32x32 where a method turns
-its images, and 100 classes. Data loading, logging and `fit` are in none of them.
+its images, and 100 classes. Data loading, callbacks and `fit` are in none of them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Setting:
         preset: Name of a preset.
         images: Images a batch.
         num_classes: Classes.
+        input_shape: Height, width and channels of an image.
     """
 
     pair: tuple[str, str]
@@ -40,6 +41,7 @@ class Setting:
     preset: str = "sskd"
     images: int = IMAGES
     num_classes: int = 100
+    input_shape: tuple[int, int, int] = (32, 32, 3)
 
     @property
     def options(self) -> dict:
@@ -48,9 +50,14 @@ class Setting:
 
     def build(self, name: str, dtype: str) -> keras.Model:
         """A network, with a projection head where the preset reads one."""
-        info = {"num_classes": self.num_classes, "input_shape": (32, 32, 3)}
-        constants = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
-        network = ssd.models.build(name, dtype=dtype, **info, **constants)
+        network = ssd.models.build(
+            name,
+            num_classes=self.num_classes,
+            input_shape=self.input_shape,
+            mean=(0.5071, 0.4867, 0.4408),
+            std=(0.2675, 0.2565, 0.2761),
+            dtype=dtype,
+        )
         network = network if self.fused else with_keras_batch_norm(network)
         if self.preset in ("sskd", "sskd_pretext"):
             backbone = "frozen" if self.preset == "sskd_pretext" else "trainable"
@@ -72,7 +79,7 @@ class Setting:
 
     def batch(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Raw images and labels."""
-        shape = [self.images, 32, 32, 3]
+        shape = [self.images, *self.input_shape]
         images = tf.random.stateless_uniform(shape, [0, 1], 0, 256, tf.int32)
         labels = tf.random.stateless_uniform([self.images], [0, 2], 0, self.num_classes, tf.int32)
         return tf.cast(images, tf.uint8), labels
@@ -110,8 +117,9 @@ def step(setting: Setting) -> Contestant:
 
 
 def in_graph(distiller: keras.Model, batch: tuple[tf.Tensor, tf.Tensor]) -> Contestant:
-    """One training step of a Keras model on one batch."""
-    function = tf.function(lambda: distiller.train_step(batch)["loss"])
+    """One training step of a compiled Keras model on one batch, under XLA where `fit` uses it."""
+    jit_compile = bool(distiller.jit_compile)  # not on a CPU
+    function = tf.function(lambda: distiller.train_step(batch)["loss"], jit_compile=jit_compile)
     return lambda: function().numpy()
 
 
@@ -123,8 +131,8 @@ def parts(setting: Setting) -> Contestant:
     rows = setting.rows()[0]
 
     @tf.function
-    def forward() -> tf.Tensor:
-        return tf.zeros([]) if teacher is None else teacher(rows)["logits"]
+    def forward() -> dict[str, tf.Tensor]:
+        return {} if teacher is None else teacher(rows)
 
     @tf.function
     def update() -> tf.Tensor:
@@ -136,7 +144,12 @@ def parts(setting: Setting) -> Contestant:
         sgd.apply(gradients, variables)
         return loss
 
-    return lambda: (forward().numpy(), update().numpy())
+    def both() -> None:
+        for tensor in forward().values():
+            tensor.numpy()
+        update().numpy()
+
+    return both
 
 
 def peer(setting: Setting) -> Contestant:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import pathlib
+import resource
+import sys
 
 import numpy as np
 
@@ -37,6 +38,7 @@ def measure(full: bool) -> dict[str, dict]:
 
 def _point(axis: str, value: int, rounds: int) -> tuple[float, float]:
     """Seconds and megabytes of a step: resnet8 -> resnet8, SSKD or `value` soft-label terms."""
+    # Imported here, so that the process that starts the others stays small.
     from contestants import Setting, in_graph, optimizer, step
     from timing import median, turns
 
@@ -60,8 +62,8 @@ def _point(axis: str, value: int, rounds: int) -> tuple[float, float]:
 
 def _peak_megabytes() -> float:
     """The largest memory of this process so far."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _exponent(values: tuple[float, ...], measured: tuple[float, ...]) -> float:

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from contestants import BFLOAT16, FLOAT32, SMALL, WIDE, Setting, step
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
-from timing import WARM_UP
+from timing import WARM_UP, Contestant
 
 STEPS = 5
 KINDS = {  # what an operation is for, by a part of its name
@@ -19,32 +19,35 @@ KINDS = {  # what an operation is for, by a part of its name
     "Conv2DBackpropInput": "convolution, gradient of the map",
     "Conv2D": "convolution, forward",
     "Relu": "ReLU",
-    "AddN": "residual sums",
-    "AddV2": "residual sums",
+    "AddN": "sums",
+    "AddV2": "sums",
     "Pad": "padding",
-    "Slice": "padding",
+    "Slice": "padding",  # its gradient
     "Cast": "casts",
-    "Variable": "optimizer",
-    "Assign": "optimizer",
+    "Variable": "reading and writing variables",
+    "Assign": "reading and writing variables",
     "MatMul": "matrix products",
 }
 
 
 def measure(full: bool) -> dict[str, dict]:
-    """Shares of the operations of a `labels_only` step on 256 images (full: more steps)."""
+    """Shares of the operations of a `labels_only` step on 256 images (full: more steps).
+
+    Of the summed time of all operations; two may run at once, so the sum is not that of the step.
+    """
     figures = {}
     for student in (SMALL[1], WIDE[1]):
         for precision in (FLOAT32, BFLOAT16):
             keras.backend.clear_session()
             setting = Setting((student, student), precision, preset="labels_only", images=256)
-            milliseconds = _by_kind(_events(step(setting), STEPS * (3 if full else 1)))
-            total = sum(milliseconds.values())
-            shares = {kind: round(100 * ms / total, 1) for kind, ms in milliseconds.items()}
+            times = _by_kind(_events(step(setting), STEPS * (3 if full else 1)))
+            total = sum(times.values())
+            shares = {kind: round(100 * time / total, 1) for kind, time in times.items()}
             figures[f"{student}, {precision}, percent of the time"] = shares
     return figures
 
 
-def _events(contestant: object, steps: int) -> collections.Counter:
+def _events(contestant: Contestant, steps: int) -> collections.Counter:
     """Picoseconds of each type of operation."""
     for _ in range(WARM_UP):
         contestant()
@@ -67,7 +70,7 @@ def _events(contestant: object, steps: int) -> collections.Counter:
     return durations
 
 
-def _by_kind(durations: collections.Counter) -> dict[str, float]:
+def _by_kind(durations: collections.Counter) -> dict[str, int]:
     kinds: collections.Counter = collections.Counter()
     for operation, picoseconds in durations.items():
         kind = next((kind for part, kind in KINDS.items() if part in operation), "the rest")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import keras
+import tensorflow as tf
 from contestants import BFLOAT16, FLOAT32, SMALL, WIDE, Setting, peer, step
 from timing import ratio, turns
 
@@ -32,7 +33,8 @@ def _against_peers(setting: Setting, rounds: int) -> dict[str, dict]:
         "keras.distillation": peer(plain),
         "keras.distillation on our networks": peer(setting),
     }
-    if importlib.util.find_spec("torch"):
+    without = _why_not_torch()
+    if not without:
         from published import published_step
 
         half = setting.precision.removeprefix("mixed_")
@@ -46,6 +48,13 @@ def _against_peers(setting: Setting, rounds: int) -> dict[str, dict]:
         for other in contestants
         if other != "ours"
     }
-    if "published, PyTorch" not in contestants:
-        figures[f"{name} / published, PyTorch"] = {"skipped": "torch is not installed"}
+    if without:
+        figures[f"{name} / published, PyTorch"] = {"skipped": without}
     return figures
+
+
+def _why_not_torch() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    on_gpu = tf.config.list_physical_devices("GPU")
+    return "written for a CPU, and TensorFlow runs on a GPU here" if on_gpu else ""

@@ -11,6 +11,7 @@ import pathlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 from contestants import BFLOAT16, IMAGES, optimizer
 
 import keras_ssd as ssd
@@ -18,7 +19,7 @@ import keras_ssd as ssd
 TEACHERS = ("resnet56", "resnet20")  # the students' is the last one
 STUDENT = "resnet8"
 EPOCHS, DROPS, PRETEXT_EPOCHS, SEEDS = 8, (5, 6, 7), 2, 3
-HELD_OUT = 0.75  # of 20,000 training images: 5,000 are left
+HELD_OUT = 0.75
 
 
 def measure(full: bool) -> dict[str, dict]:
@@ -36,7 +37,9 @@ def measure(full: bool) -> dict[str, dict]:
     frozen = {"float32": ssd.freeze(teacher), "bfloat16": ssd.freeze(teacher, dtype="bfloat16")}
     for dtype, one in frozen.items():
         seeds = [_student_accuracy(one, data, seed) for seed in range(SEEDS * (1 + full))]
-        figures[f"{STUDENT} by SSKD from {TEACHERS[-1]} in {dtype}, {EPOCHS} epochs"] = {
+        images = data.info.counts["train"]
+        name = f"{STUDENT} by SSKD from {TEACHERS[-1]} in {dtype}, {images} images, {EPOCHS} epochs"
+        figures[name] = {
             "top-1 %": round(float(np.mean(seeds)), 2),
             "standard deviation": round(float(np.std(seeds, ddof=1)), 2),
             "seeds": seeds,
@@ -44,13 +47,14 @@ def measure(full: bool) -> dict[str, dict]:
     return figures
 
 
-def _answers(network: keras.Model, test: object) -> dict[str, float]:
+def _answers(network: keras.Model, test: tf.data.Dataset) -> dict[str, float]:
     """The folded bfloat16 teacher's answers beside those of the model in float32."""
-    half = ssd.freeze(network, dtype="bfloat16")
+    plain = tf.function(lambda images: network(images, training=False))
+    half = tf.function(ssd.freeze(network, dtype="bfloat16"))
     labels, logits, halves = [], [], []
     for images, y in test:
         labels.append(y)
-        logits.append(network(images, training=False))
+        logits.append(plain(images))
         halves.append(half(images)["logits"])
     labels, logits, halves = (np.concatenate(parts) for parts in (labels, logits, halves))
     classes = np.argmax(logits, -1), np.argmax(halves, -1)

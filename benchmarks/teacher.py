@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 from contestants import FLOAT32, Setting, with_keras_batch_norm
@@ -42,6 +44,6 @@ def measure(full: bool) -> dict[str, dict]:
     return figures
 
 
-def _forward(network: object, rows: tf.Tensor) -> Contestant:
+def _forward(network: Callable, rows: tf.Tensor) -> Contestant:
     function = tf.function(lambda: tf.nest.flatten(network(rows))[0])
     return lambda: function().numpy()

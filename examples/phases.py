@@ -49,7 +49,7 @@ def frozen(teacher: keras.Model, images: tf.Tensor) -> ssd.FrozenTeacher:
         "as it is": ssd.freeze(teacher),
         "bfloat16": ssd.freeze(teacher, dtype="bfloat16"),
     }
-    forwards = {dtype: _forward(frozen, images) for dtype, frozen in teachers.items()}
+    forwards = {dtype: _forward(one, images) for dtype, one in teachers.items()}
     return teachers[_fastest(f"{teacher.name} frozen, a forward", forwards, len(images))]
 
 

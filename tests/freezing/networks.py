@@ -64,3 +64,9 @@ def operations(frozen, images=IMAGES):
 def fused_norms(frozen, images=IMAGES):
     """How many batch normalisations are left."""
     return operations(frozen, images).count("FusedBatchNormV3")
+
+
+def norms_left(frozen, images=IMAGES):
+    """How many batch normalisations are left, fused or as Keras runs them."""
+    kinds = operations(frozen, images)
+    return kinds.count("FusedBatchNormV3") + kinds.count("Rsqrt")

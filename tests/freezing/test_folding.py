@@ -1,3 +1,5 @@
+"""Batch normalisation folded wherever that is exact, and nowhere else."""
+
 import keras
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from keras import layers
 import keras_ssd as ssd
 from freezing.networks import (
     FLOAT32,
+    IMAGES,
     answer,
     chain,
     difference,
@@ -17,7 +20,7 @@ from freezing.networks import (
     pool,
 )
 
-# --- Folded backwards: into the layer before ---------------------------------------------------
+# --- Folded backwards: into the layer before ----------------------------------------------------
 
 BEHIND = {
     "convolution": lambda: chain(layers.Conv2D(5, 3, use_bias=False), norm()),
@@ -42,10 +45,10 @@ BEHIND = {
         layers.Reshape((64, 4)), layers.Conv1DTranspose(5, 3), norm()
     ),
     "transposed, three dimensions": lambda: chain(
-        layers.Reshape((4, 4, 4, 4)), layers.Conv3DTranspose(5, 2), norm()
+        layers.Reshape((4, 4, 4, 4)), layers.Conv3DTranspose(5, 2), norm(), layers.Flatten()
     ),
-    "channels first": lambda: channels_first(
-        layers.Conv2D(5, 3, data_format="channels_first"), norm(axis=1)
+    "channels first": lambda: chain(
+        layers.Permute((3, 1, 2)), layers.Conv2D(5, 3, data_format="channels_first"), norm(axis=1)
     ),
     "dense": lambda: chain(pool(), layers.Dense(5), norm()),
     "dense on a map": lambda: chain(layers.Dense(5, use_bias=False), norm()),
@@ -85,7 +88,7 @@ def test_folded_into_the_layer_before(case):
     assert len(frozen.variables) == kernels_and_bias
 
 
-# --- Folded forwards: into the layer behind ----------------------------------------------------
+# --- Folded forwards: into the layer behind -----------------------------------------------------
 
 BEFORE = {
     "convolution": lambda: chain(norm(), layers.Conv2D(5, 3)),
@@ -96,8 +99,8 @@ BEFORE = {
     "grouped": lambda: chain(norm(), layers.Conv2D(6, 3, groups=2)),
     "depthwise": lambda: chain(norm(), layers.DepthwiseConv2D(3, depth_multiplier=3)),
     "separable": lambda: chain(norm(), layers.SeparableConv2D(5, 3, depth_multiplier=2)),
-    "channels first": lambda: channels_first(
-        norm(axis=1), layers.Conv2D(5, 3, data_format="channels_first")
+    "channels first": lambda: chain(
+        layers.Permute((3, 1, 2)), norm(axis=1), layers.Conv2D(5, 3, data_format="channels_first")
     ),
     "dense": lambda: chain(pool(), norm(), layers.Dropout(0.5), layers.Dense(5)),
     "between two": lambda: chain(layers.Conv2D(5, 3, activation="relu"), norm(), layers.Dense(3)),
@@ -112,7 +115,7 @@ def test_folded_into_the_layer_behind(case):
     assert norms_left(frozen) == 0
 
 
-# --- Not folded --------------------------------------------------------------------------------
+# --- Not folded ---------------------------------------------------------------------------------
 
 
 def two_readers():
@@ -175,3 +178,78 @@ def test_nothing_is_logged_where_all_is_folded(caplog):
     assert caplog.text == ""
 
 
+def test_layers_of_different_precision_are_not_folded():
+    model = chain(layers.Conv2D(5, 3, dtype="mixed_bfloat16"), norm(dtype="float32"), pool())
+    frozen = ssd.freeze(model)
+    assert norms_left(frozen) == 1
+    assert difference(frozen_answer(frozen), answer(model)) < FLOAT32
+
+
+def test_integers_in_front_of_a_batch_norm():
+    model = chain(norm(), layers.Conv2D(5, 3), dtype="uint8")
+    images = (255 * IMAGES).astype("uint8")
+    assert difference(frozen_answer(ssd.freeze(model), images), answer(model, images)) < FLOAT32
+
+
+# --- What else stands in the way ----------------------------------------------------------------
+
+
+def masked(*behind):
+    """Tokens, 0 of which are padding; the mask has to reach what stands behind the batch norm."""
+    tokens = keras.Input((6,), dtype="int32")
+    x = norm()(layers.Dense(5)(layers.Embedding(9, 4, mask_zero=True)(tokens)))
+    for layer in behind:
+        x = layer(x)
+    return drawn(keras.Model(tokens, x))
+
+
+def attending():
+    tokens = keras.Input((6,), dtype="int32")
+    x = norm()(layers.Dense(5)(layers.Embedding(9, 4, mask_zero=True)(tokens)))
+    return drawn(keras.Model(tokens, layers.MultiHeadAttention(1, 2)(x, x)))
+
+
+def test_masks_pass_a_folded_batch_norm():
+    tokens = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 0]])
+    for model in (masked(layers.GlobalAveragePooling1D()), attending()):
+        frozen = ssd.freeze(model)
+        assert difference(frozen_answer(frozen, tokens), answer(model, tokens)) < FLOAT32
+        assert norms_left(frozen, tokens) == 0
+
+
+class Plain(keras.regularizers.Regularizer):
+    """What no config can hold."""
+
+    def __call__(self, x):
+        return 0.0 * keras.ops.sum(x)
+
+
+def doubled(x):
+    return 2 * keras.ops.relu(x)
+
+
+UNWRITTEN = {
+    "activation behind": lambda: chain(norm(), layers.Conv2D(5, 3, activation=doubled)),
+    "lambda behind": lambda: chain(norm(), layers.Conv2D(5, 3, activation=lambda x: x * x)),
+    "regularizer": lambda: chain(layers.Conv2D(5, 3, kernel_regularizer=Plain()), norm()),
+    "of the norm": lambda: chain(layers.Conv2D(5, 3), norm(gamma_regularizer=Plain())),
+    "lambda initializer": lambda: chain(
+        layers.Conv2D(5, 3, kernel_initializer=lambda *options, **_: keras.ops.ones(options[0])),
+        norm(),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNWRITTEN)
+def test_layers_that_no_config_can_hold(case):
+    model = UNWRITTEN[case]()
+    frozen = ssd.freeze(model)
+    assert difference(frozen_answer(frozen), answer(model)) < FLOAT32
+    assert norms_left(frozen) == 0
+
+
+def test_folding_in_float64(float64):
+    model = chain(layers.Conv2D(5, 3), norm(), layers.ReLU(), norm(), pool(), layers.Dense(3))
+    got = frozen_answer(ssd.freeze(model), IMAGES.astype("float64"))
+    assert got[0].dtype == np.float64
+    assert difference(got, answer(model, IMAGES.astype("float64"))) < 1e-14

@@ -16,23 +16,25 @@ GOALS = {  # precision: (keras.distillation, PyTorch)
 
 
 def measure(full: bool) -> dict[str, dict]:
-    """Both pairs in both precisions (full: more turns)."""
+    """Both pairs in both precisions, on our networks the small one (full: both, more turns)."""
     figures = {}
     for pair in (SMALL, WIDE):
         for precision in (FLOAT32, BFLOAT16):
             rounds = (7 if pair == SMALL else 3) * (3 if full else 1)
-            figures.update(_against_peers(Setting(pair, precision), rounds))
+            ours_too = full or pair == SMALL
+            figures.update(_against_peers(Setting(pair, precision), rounds, ours_too))
     return figures
 
 
-def _against_peers(setting: Setting, rounds: int) -> dict[str, dict]:
+def _against_peers(setting: Setting, rounds: int, on_our_networks: bool) -> dict[str, dict]:
     keras.backend.clear_session()
     plain = Setting(setting.pair, setting.precision, fused=False)
     contestants = {
         "ours": step(setting),
         "keras.distillation": peer(plain),
-        "keras.distillation on our networks": peer(setting),
     }
+    if on_our_networks:
+        contestants["keras.distillation on our networks"] = peer(setting)
     without = _why_not_torch()
     if not without:
         from published import published_step

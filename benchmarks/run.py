@@ -61,10 +61,11 @@ def main(_: list[str]) -> None:
     chosen = _ONLY.value or [s for s in SECTIONS if _FULL.value or s not in FULL_ONLY]
     path = pathlib.Path(_REPORT.value)
     report = json.loads(path.read_text()) if path.exists() else {"sections": {}}
+    about = _about_this_run()
     for section in chosen:
         start = time.perf_counter()
         print(f"{section} ...", end=" ", flush=True)
-        report["sections"][section] = {**_about_this_run(), "figures": _run(section)}
+        report["sections"][section] = {**about, "figures": _run(section)}
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
         path.write_text(json.dumps(report, indent=2) + "\n")
         _write_table(pathlib.Path(_PAGE.value), _table(report["sections"]))

@@ -58,7 +58,8 @@ def main(_: list[str]) -> None:
     )
     saved_model = ssd.export_student(networks["student"], output / "student")
     seconds = time.perf_counter() - start
-    write_report(output / "report.json", {"seconds": round(seconds, 1), "seeds": seeds})
+    report = {"seconds": round(seconds, 1), "precision": precision, "seeds": seeds}
+    write_report(output / "report.json", report)
     _print_table(seeds, networks, batch)
     print(
         f"\npicture      {picture}\nSavedModel   {saved_model}\nreport       {output}/report.json"
@@ -84,7 +85,8 @@ def _three_networks(
 
     images, labels = _few_labels(data.train, seed)
     networks = {"teacher": teacher}
-    frozen_teacher = frozen(teacher, tf.constant(np.resize(images, [256, *data.info.input_shape])))
+    rows = tf.constant(np.resize(images, [256, *data.info.input_shape]))
+    frozen_teacher, precision["frozen teacher"] = frozen(teacher, rows)
     for part in ("baseline", "student"):
         keras.utils.set_random_seed(seed)  # both start from the same weights
         student = ssd.models.build(_STUDENT, data.info, dtype=precision[_STUDENT])

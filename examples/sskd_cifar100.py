@@ -74,7 +74,7 @@ def main(_: list[str]) -> None:
     results: dict[str, list[float]] = {"teacher": [accuracy(teacher, data.test)]}
     print(f"teacher: {results['teacher'][0]:.4f} top-1 on {data.info.counts['test']} images")
     images = next(iter(data.train.repeat().unbatch().batch(4 * _BATCH_SIZE.value)))[0]
-    teacher = frozen(_with_trained_head(teacher, data), images)
+    teacher, precision["frozen teacher"] = frozen(_with_trained_head(teacher, data), images)
     for seed in range(_SEEDS.value):
         for method in ("labels_only", "kd", "sskd"):
             student = _distil(method, teacher, data, precision[_STUDENT.value], seed)

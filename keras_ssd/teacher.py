@@ -88,7 +88,8 @@ def freeze(
     training needs (dropout, noise) is left out, and batch normalisation is folded into the
     convolution or dense layer right behind or right before it. The outputs change by rounding only.
     Batch normalisation that cannot be folded, as in pre-activation networks, runs through
-    TensorFlow's fused kernel, and a log line names it.
+    TensorFlow's fused kernel (channels-last maps; Keras' own code elsewhere), and a log line names
+    it.
 
     Args:
         teacher: A built Keras model of any kind (functional, Sequential, nested, subclassed,
@@ -96,8 +97,9 @@ def freeze(
             from images to a tensor of logits or a dict of named tensors, which is held by
             reference. Subclassed models, whose layers are known only while they run, and functions
             run as they are.
-        dtype: `"bfloat16"` or `"float16"`: the precision of the feature maps, about twice as fast
-            and more where the machine has the units (and slower, with a warning, where it has not).
+        dtype: `"bfloat16"` or `"float16"`: the precision of the feature maps, twice as fast and more
+            where the machine has the units for it. Where it multiplies matrices more slowly so, a
+            warning says how much; maps of fewer than 16 channels may be slower anywhere: measure.
             Normalisation of the images, pooled features and classifier stay as they are; the
             outputs are float32. None keeps the precision of the model.
         fold_batch_norm: False runs the layers as they are; without `dtype` the outputs are then

@@ -97,11 +97,11 @@ def freeze(
             from images to a tensor of logits or a dict of named tensors, which is held by
             reference. Subclassed models, whose layers are known only while they run, and functions
             run as they are.
-        dtype: `"bfloat16"` or `"float16"`: the precision of the feature maps, twice as fast and more
-            where the machine has the units for it. Where it multiplies matrices more slowly so, a
-            warning says how much; maps of fewer than 16 channels may be slower anywhere: measure.
-            Normalisation of the images, pooled features and classifier stay as they are; the
-            outputs are float32. None keeps the precision of the model.
+        dtype: `"bfloat16"` or `"float16"`: the precision of the feature maps, twice as fast and
+            more where the machine has the units for it. Where it multiplies matrices more slowly
+            so, a warning says how much; maps of fewer than 16 channels may be slower anywhere:
+            measure. Normalisation of the images, pooled features and classifier stay as they are;
+            the outputs are float32. None keeps the precision of the model.
         fold_batch_norm: False runs the layers as they are; without `dtype` the outputs are then
             those of the model bit for bit.
         preprocessing: Layer, model or function that turns the images given to `fit` into the

@@ -59,6 +59,14 @@ def nested_twice():
     return keras.Model(inputs, pool()(inner(layers.ReLU()(inner(inputs)))))
 
 
+def across_the_border():
+    """Convolution outside and its batch norm inside, and the other way round."""
+    inner = chain(norm(), layers.ReLU(), norm(), shape=(6, 6, 5))
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(3, 1)(inner(layers.Conv2D(5, 3)(inputs)))
+    return drawn(keras.Model(inputs, pool()(x)))
+
+
 def unnamed_list():
     inputs = keras.Input((8, 8, 4))
     return drawn(keras.Model(inputs, [pool()(norm()(layers.Conv2D(5, 3)(inputs)))]))
@@ -66,7 +74,7 @@ def unnamed_list():
 
 def by_keyword():
     inputs = keras.Input((8, 8, 4))
-    x = layers.Conv2D(5, 3)(inputs=inputs)
+    x = layers.Conv2D(5, 3)(inputs=layers.Dropout(0.5)(inputs))
     return drawn(keras.Model(inputs, pool()(layers.BatchNormalization()(inputs=x))))
 
 
@@ -81,6 +89,7 @@ GRAPHS = {
     "shared": shared,
     "same names": same_names,
     "nested twice": nested_twice,
+    "across the border": across_the_border,
     "list of one": unnamed_list,
     "by keyword": by_keyword,
 }
@@ -135,6 +144,30 @@ def test_the_values_of_a_frozen_backbone_are_taken(tmp_path):
     network.save(tmp_path / "network.keras")
     loaded = keras.models.load_model(tmp_path / "network.keras")
     assert difference(frozen_answer(ssd.freeze(loaded)), expected) < FLOAT32
+
+
+def test_a_frozen_backbone_inside_a_frozen_backbone():
+    """The outer one has values of its own for all that is in it."""
+    parts = [chain(layers.Conv2D(4, 1), norm()) for _ in range(2)]
+    inner = ssd.layers.FrozenBackbone(parts[0])
+    inputs = keras.Input((8, 8, 4))
+    outer = ssd.layers.FrozenBackbone(keras.Model(inputs, parts[1](inner(inputs))))
+    model = keras.Model(inputs, pool()(outer(inputs)))
+    expected = answer(model)
+    for variable in inner.variables:
+        variable.assign(variable + 1)
+    drawn(parts[0], seed=1)
+    assert difference(frozen_answer(ssd.freeze(model)), expected) < FLOAT32
+
+
+@pytest.mark.filterwarnings("ignore:.*was passed an input with a mask")  # Keras', of the outputs
+def test_masks_reach_the_layers_inside():
+    steps = keras.Input((6, 4))
+    inner = keras.Model(steps, layers.LSTM(3)(steps))
+    tokens = keras.Input((6,), dtype="int32")
+    model = keras.Model(tokens, inner(layers.Embedding(9, 4, mask_zero=True)(tokens)))
+    rows = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 0]])
+    assert difference(frozen_answer(ssd.freeze(model), rows), answer(model, rows)) < FLOAT32
 
 
 def two_inputs(structure):

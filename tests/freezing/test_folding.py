@@ -173,6 +173,48 @@ def test_what_is_not_folded_runs_through_the_fused_kernel():
     assert difference(frozen_answer(frozen), answer(model)) < FLOAT32
 
 
+TRAINING_ONLY = [
+    (layers.ActivityRegularization(l2=0.1), (8, 8, 4)),
+    (layers.AlphaDropout(0.5), (8, 8, 4)),
+    (layers.GaussianDropout(0.5), (8, 8, 4)),
+    (layers.GaussianNoise(0.5), (8, 8, 4)),
+    (layers.SpatialDropout1D(0.5), (64, 4)),
+    (layers.SpatialDropout3D(0.5), (4, 4, 4, 4)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), TRAINING_ONLY)
+def test_layers_for_training_are_no_obstacle(layer, shape):
+    model = chain(layers.Reshape(shape), layers.Dense(5), layer, norm())
+    frozen = ssd.freeze(model)
+    assert difference(frozen_answer(frozen), answer(model)) < FLOAT32
+    assert norms_left(frozen) == 0
+
+
+def tripled(kind, *args):
+    """A layer of the user's that inherits from one that folding knows."""
+
+    class Tripled(kind):
+        def call(self, inputs, **options):
+            return 3 * super().call(inputs, **options)
+
+    return Tripled(*args)
+
+
+@pytest.mark.parametrize(
+    ("kind", "args"),
+    [
+        (layers.BatchNormalization, ()),
+        (layers.Dropout, (0.5,)),
+        (layers.Activation, ("linear",)),
+        (layers.Activation, ("relu",)),
+    ],
+)
+def test_classes_of_the_users_decide(kind, args):
+    model = chain(layers.Conv2D(5, 3), tripled(kind, *args), norm())
+    assert difference(frozen_answer(ssd.freeze(model)), answer(model)) < FLOAT32
+
+
 def test_nothing_is_logged_where_all_is_folded(caplog):
     ssd.freeze(BEHIND["convolution"]())
     assert caplog.text == ""

@@ -52,6 +52,22 @@ def test_a_layer_that_is_called_often_is_copied_once(dtype):
     assert difference(frozen_answer(frozen), answer(model)) < (2**-6 if dtype else FLOAT32)
 
 
+def test_each_variable_is_made_once_and_never_trained():
+    model = chain(
+        layers.Conv2D(5, 3), norm(), layers.ReLU(), norm(), layers.ReLU(), pool(), layers.Dense(3)
+    )
+    made = []
+
+    def creator(next_creator, **options):
+        made.append(next_creator(**options))
+        return made[-1]
+
+    with tf.variable_creator_scope(creator):
+        frozen = ssd.freeze(model)
+    assert {id(v.value) for v in frozen.variables} == {id(variable) for variable in made}
+    assert not any(variable.trainable for variable in frozen.variables)
+
+
 def test_nothing_happens_to_the_model():
     """Not to its losses, its random states or its weights."""
     model = chain(

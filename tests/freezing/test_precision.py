@@ -72,6 +72,21 @@ def test_kernels_are_stored_halved():
     assert next(v for v in frozen.variables if len(v.shape) == 4).dtype == "bfloat16"
 
 
+def test_channels_first():
+    model = chain(
+        layers.Permute((3, 1, 2)),
+        layers.Conv2D(5, 3, data_format="channels_first"),
+        layers.BatchNormalization(axis=1),
+        layers.GlobalAveragePooling2D(data_format="channels_first"),
+    )
+    wrong = difference(frozen_answer(ssd.freeze(model, dtype="bfloat16")), answer(model))
+    assert ROUNDING["bfloat16"] / 100 < wrong < 4 * ROUNDING["bfloat16"]
+
+
+def test_no_variable_is_trained():
+    assert not any(v.trainable for v in ssd.freeze(network(), dtype="bfloat16").variables)
+
+
 def test_without_folding():
     model = network()
     frozen = ssd.freeze(model, dtype="bfloat16", fold_batch_norm=False)

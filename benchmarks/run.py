@@ -3,7 +3,8 @@
     python benchmarks/run.py           # `make bench`, under a quarter of an hour on two cores
     python benchmarks/run.py --full    # `make bench-full`: more pairs, more turns, the profile
 
-Ratios travel between machines, seconds do not: run nothing else meanwhile.
+Ratios travel between machines, seconds do not: run nothing else meanwhile. KERAS_SSD_DATA in the
+environment names a folder with `tfds/` and `teachers/`, which `quality` needs and `pipeline` uses.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SECTIONS = {
     "operations": "Where the time of a student's update goes",
     "quality": "A folded bfloat16 teacher against the same in float32 (CIFAR-100)",
 }
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 FULL_ONLY = ("operations", "quality")
 ENVIRONMENT = {  # glibc keeps its memory: PyTorch gains up to a fifth, TensorFlow nothing
     "peers": {
@@ -44,8 +46,10 @@ _FULL = flags.DEFINE_bool("full", False, "Everything, with more turns.")
 _ONLY = flags.DEFINE_multi_enum(
     "only", [], list(SECTIONS), "A section to run (again and again); the others keep their figures."
 )
-_REPORT = flags.DEFINE_string("report", "docs/benchmarks.json", "The figures.")
-_PAGE = flags.DEFINE_string("page", "docs/benchmarks.md", "The page whose table is written anew.")
+_REPORT = flags.DEFINE_string("report", str(DOCS / "benchmarks.json"), "The figures.")
+_PAGE = flags.DEFINE_string(
+    "page", str(DOCS / "benchmarks.md"), "The page whose table is written anew."
+)
 _SECTION = flags.DEFINE_string("section", None, "Runs one section in this process and prints it.")
 
 _BEGIN, _END = "<!-- figures -->\n", "<!-- end of the figures -->"

@@ -101,7 +101,8 @@ def freeze(
             more where the machine has the units for it. Where it multiplies matrices more slowly
             so, a warning says how much; maps of fewer than 16 channels may be slower anywhere:
             measure. Normalisation of the images, pooled features and classifier stay as they are;
-            the outputs are float32. None keeps the precision of the model.
+            the outputs are float32. float16 overflows beyond 65504: bfloat16 is safer. None keeps
+            the precision of the model.
         fold_batch_norm: False runs the layers as they are; without `dtype` the outputs are then
             those of the model bit for bit.
         preprocessing: Layer, model or function that turns the images given to `fit` into the
@@ -113,7 +114,8 @@ def freeze(
     Raises:
         ValueError: If the model is not built, has several outputs of which none is `logits`, or
             `dtype` is none of those or cannot be chosen.
-        TypeError: If `teacher` is neither a model nor callable, or its outputs have no names.
+        TypeError: If `teacher` is neither a model nor callable, its outputs have no names, or
+            `preprocessing` is not callable.
 
     Source: folding: Jacob et al. 2018, arXiv:1712.05877, section 3.2.
     """
@@ -129,6 +131,12 @@ def freeze(
             "`teacher` must be a Keras model or a function from images to outputs, got "
             f"{teacher!r}."
         )
+    if preprocessing is not None and not callable(preprocessing):
+        raise TypeError(
+            f"`preprocessing` must be a layer, a model or a function, got {preprocessing!r}."
+        )
+    if not isinstance(fold_batch_norm, bool):
+        raise ValueError(f"`fold_batch_norm` must be True or False, got {fold_batch_norm!r}.")
     if dtype is not None:
         dtype = _checked_half(dtype)
     model = teacher if isinstance(teacher, keras.Model) else None
@@ -142,7 +150,9 @@ def freeze(
 
 
 def _checked_half(dtype: Any) -> str:
-    name = getattr(dtype, "name", dtype)
+    name = getattr(
+        dtype, "name", getattr(dtype, "__name__", dtype)
+    )  # TensorFlow's, NumPy's, a string
     if name not in HALVES:
         raise ValueError(
             f"`dtype` must be None (as in the model), 'bfloat16' or 'float16', got {dtype!r}."

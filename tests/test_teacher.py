@@ -1,3 +1,5 @@
+import copy
+
 import keras
 import numpy as np
 import pytest
@@ -170,6 +172,46 @@ def test_frozen_teacher_is_taken_as_it_is():
 def test_no_teacher(teacher):
     with pytest.raises(TypeError, match="must be a Keras model or a function"):
         ssd.freeze(teacher)
+
+
+def test_options_of_the_wrong_kind():
+    with pytest.raises(TypeError, match="`preprocessing` must be a layer, a model or a function"):
+        ssd.freeze(functional(), preprocessing="resize")
+    with pytest.raises(ValueError, match="`fold_batch_norm` must be True or False"):
+        ssd.freeze(functional(), fold_batch_norm="no")
+
+
+SEVERAL = {
+    "dict": ({"probs": layers.Dense(3), "embedding": layers.Dense(4)}, ValueError, "none is `log"),
+    "list": ([layers.Dense(3), layers.Dense(4)], TypeError, "must return one tensor"),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_outputs_without_logits(case):
+    heads, error, message = SEVERAL[case]
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.tree.map_structure(lambda head: head(inputs), heads))
+    with pytest.raises(error, match=message):
+        ssd.freeze(model)
+
+
+def test_a_function_chooses_its_precision_itself():
+    with pytest.raises(ValueError, match="`dtype='bfloat16'` needs a Keras model, got the func"):
+        ssd.freeze(lambda images: images, dtype="bfloat16")
+
+
+def test_a_function_that_hides_its_shape():
+    def answer(rows):
+        return tf.py_function(lambda x: tf.zeros([x.shape[0], 3]), [rows], tf.float32)
+
+    with pytest.raises(ValueError, match=r"shape of the teacher's logits must be known.*ensure_sh"):
+        fit(distiller(KD, teacher=answer, graph=True))
+
+
+def test_a_frozen_teacher_can_be_copied():
+    frozen = ssd.freeze(shaken(functional()))
+    assert_equal(outputs(copy.deepcopy(frozen)), outputs(frozen))
 
 
 @pytest.mark.parametrize("model", [Subclassed(), keras.Sequential([layers.Dense(3)])])

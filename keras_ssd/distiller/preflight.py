@@ -126,6 +126,11 @@ def _check_logits(owner: str, outputs: Mapping[str, Any]) -> None:
             "scores so."
         )
     logits = outputs["logits"]
+    if getattr(logits.shape, "rank", 2) is None:  # only a real tensor can hide it
+        raise ValueError(
+            f"The shape of the {owner}'s logits must be known, got none: end its function in "
+            "`tf.ensure_shape(logits, [None, classes])`."
+        )
     if len(logits.shape) != 2 or logits.shape[-1] is None or logits.shape[-1] < 2:
         raise ValueError(
             f"The {owner}'s logits must be [rows, classes] with at least 2 classes, got "

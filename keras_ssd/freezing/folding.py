@@ -35,6 +35,7 @@ _NOTHING_IN_INFERENCE = (
 )
 
 
+@keras.saving.register_keras_serializable(package="keras_ssd")  # copying a layer needs it
 class Bias(keras.layers.Layer):
     """Adds a number a channel: what a folded batch normalisation leaves behind its convolution.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -49,11 +50,16 @@ def in_half(network: Calls, dtype: str) -> tuple[Calls, list[str]]:
         return other
 
     for call in network.calls:
-        if type(call.layer) in LINEAR or any(id(tensor) in reached for tensor in call.inputs):
+        if _has_kernel(call.layer) or any(id(tensor) in reached for tensor in call.inputs):
             reached.update(map(id, keras.tree.flatten(call.outputs)))
     return network.with_remade(
         lambda call: halved(call) if id(keras.tree.flatten(call.outputs)[0]) in reached else None
     ), left
+
+
+def _has_kernel(layer: Any) -> bool:
+    """Whether it is a convolution or dense layer of any kind, a user's or a wrapped one, too."""
+    return any(weight.name.endswith("kernel") for weight in getattr(layer, "weights", ()))
 
 
 def _gives_maps(call: Call) -> bool:

@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -154,8 +155,23 @@ def test_unknown_dtype(dtype):
         ssd.freeze(network(), dtype=dtype)
 
 
-def test_dtypes_of_tensorflow_are_known():
-    assert ssd.freeze(network(), dtype=tf.bfloat16)(tf.constant(IMAGES))["logits"].shape == (6, 3)
+@pytest.mark.parametrize("dtype", [tf.bfloat16, np.float16, np.dtype("float16")])
+def test_dtypes_of_tensorflow_and_numpy(dtype):
+    assert ssd.freeze(network(), dtype=dtype)(tf.constant(IMAGES))["logits"].shape == (6, 3)
+
+
+STARTS = {
+    "wrapped": lambda: layers.SpectralNormalization(layers.Conv2D(5, 3)),
+    "einsum": lambda: layers.EinsumDense("bhwc,cd->bhwd", (None, None, 5)),
+}
+
+
+@pytest.mark.parametrize("case", STARTS)
+def test_any_kind_of_convolution_is_the_first(case, caplog):
+    model = chain(STARTS[case](), layers.DepthwiseConv2D(3), layers.ReLU(), pool())
+    types = as_run(model, "bfloat16")
+    assert types["DepthwiseConv2dNative"] == types["Relu"] == {"bfloat16"}
+    assert (case == "wrapped") == ("1 layer(s) of" in caplog.text)
 
 
 # --- What the machine can do -------------------------------------------------------------------

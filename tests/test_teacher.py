@@ -1,4 +1,5 @@
 import copy
+import types
 
 import keras
 import numpy as np
@@ -156,6 +157,36 @@ def test_function_as_teacher():
     assert by_function.teacher.variables == []
     assert step(by_function) == step(by_model)
     assert_equal(trained(by_function), trained(by_model))
+
+
+class Table:
+    """A callable that has variables and gives a mapping that is no dict."""
+
+    variables = (1, 2)
+
+    def __call__(self, rows):
+        return types.MappingProxyType({"logits": tf.zeros([len(rows), 3])})
+
+
+def test_any_callable_as_teacher():
+    frozen = ssd.freeze(Table())
+    assert frozen.variables == []
+    assert frozen(tf.constant(IMAGES))["logits"].shape == (len(IMAGES), 3)
+
+
+def test_one_output_by_any_name():
+    inputs = keras.Input((8,))
+    frozen = ssd.freeze(keras.Model(inputs, {"embedding": layers.Dense(3)(inputs)}))
+    assert list(frozen(tf.zeros([2, 8]))) == ["embedding"]
+
+
+@pytest.mark.parametrize(("dtype", "said"), [(None, "folded."), ("bfloat16", "not in bfloat16.")])
+def test_a_subclassed_model_runs_as_it_is(dtype, said, caplog, monkeypatch):
+    monkeypatch.setattr("keras_ssd.teacher.warn_if_slower", str)  # says nothing
+    model = shaken(subclassed())
+    frozen = ssd.freeze(model, dtype=dtype)
+    assert_equal(outputs(frozen), outputs(lambda rows: model(rows, training=False)))
+    assert caplog.text.rstrip().endswith(said)
 
 
 def test_frozen_teacher_is_taken_as_it_is():

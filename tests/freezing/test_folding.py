@@ -17,6 +17,7 @@ from freezing.networks import (
     fused_norms,
     norm,
     norms_left,
+    operations,
     pool,
 )
 
@@ -288,6 +289,43 @@ def test_layers_that_no_config_can_hold(case):
     frozen = ssd.freeze(model)
     assert difference(frozen_answer(frozen), answer(model)) < FLOAT32
     assert norms_left(frozen) == 0
+
+
+def test_numbers_are_folded_in_float64():
+    """A mean near a bias: what is left of the two has all its digits."""
+    model = chain(pool(), layers.Dense(3), norm(), shape=(8, 8, 4))
+    dense, bn = model.layers[-2:]
+    dense.bias.assign([1000.25, -2000.5, 3000.125])
+    bn.moving_mean.assign([1000.0, -2000.0, 3000.0])
+    gamma, beta, _, variance = (np.float64(w) for w in bn.get_weights())
+    expected = np.array([0.25, -0.5, 0.125]) * gamma / np.sqrt(variance + bn.epsilon) + beta
+    bias = ssd.freeze(model).variables[-1]
+    np.testing.assert_allclose(bias, expected, rtol=1e-6)
+
+
+def test_layers_with_more_than_kernel_and_bias_are_left_alone():
+    model = chain(layers.Conv2D(5, 3), norm(), layers.Dense(4, use_bias=False), norm())
+    for layer in (model.layers[1], model.layers[3]):
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    frozen = ssd.freeze(model)
+    assert difference(frozen_answer(frozen), answer(model)) < FLOAT32
+    assert norms_left(frozen) == 2
+
+
+def test_no_first_value_is_drawn_and_no_loss_computed():
+    drawn_values = []
+
+    def initializer(shape, **options):
+        drawn_values.append(shape)
+        return keras.ops.ones(shape)
+
+    model = chain(
+        layers.Conv2D(5, 3, kernel_initializer=initializer, activity_regularizer="l2"), norm()
+    )
+    drawn_values.clear()
+    assert "Square" not in operations(ssd.freeze(model))
+    assert drawn_values == []
 
 
 def test_folding_in_float64(float64):

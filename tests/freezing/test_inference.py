@@ -25,7 +25,10 @@ from freezing.networks import (
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_model_in_mixed_precision_keeps_it(policy):
     keras.config.set_dtype_policy(policy)
-    model = chain(layers.Conv2D(5, 3), norm(), layers.ReLU(), pool(), layers.Dense(3))
+    model = chain(
+        layers.Conv2D(5, 3), norm(), layers.ReLU(), norm(), layers.ReLU(), pool(), layers.Dense(3)
+    )
+    keras.config.set_dtype_policy("float32")
     frozen = ssd.freeze(model)
     half = policy.removeprefix("mixed_")
     assert frozen(tf.constant(IMAGES))["logits"].dtype == half
@@ -66,6 +69,35 @@ def test_each_variable_is_made_once_and_never_trained():
         frozen = ssd.freeze(model)
     assert {id(v.value) for v in frozen.variables} == {id(variable) for variable in made}
     assert not any(variable.trainable for variable in frozen.variables)
+
+
+def test_variables_are_named_as_the_layers():
+    model = chain(
+        layers.Conv2D(5, 3, name="conv"),
+        norm(name="folded"),
+        layers.ReLU(),
+        norm(name="left"),
+        layers.Activation("relu"),
+        pool(),
+        layers.Dense(3, name="head"),
+    )
+    paths = [variable.path.replace("/", ".") for variable in ssd.freeze(model).variables]
+    names = [path.split(".")[0] for path in paths]
+    assert names == ["conv", "folded", *4 * ["left"], *2 * ["head"]]
+
+
+def test_inference_inside_a_model_in_training():
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Reshape((64, 5))(layers.Conv2D(5, 1)(inputs))
+    x = layers.MultiHeadAttention(1, 2, dropout=0.5)(x, x)
+    frozen = ssd.freeze(keras.Model(inputs, x), dtype="bfloat16")
+
+    class Student(keras.Model):
+        def call(self, images, training=None):  # noqa: ARG002 - what is inside could ask for it
+            return frozen(images)["logits"]
+
+    got = Student()(IMAGES, training=True)
+    np.testing.assert_array_equal(got, frozen(IMAGES)["logits"])
 
 
 def test_nothing_happens_to_the_model():

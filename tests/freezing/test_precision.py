@@ -62,6 +62,24 @@ def test_outputs_are_near_and_float32(dtype):
     assert ROUNDING[dtype] / 100 < wrong < 4 * ROUNDING[dtype]
 
 
+def test_a_network_in_bfloat16_stays_in_it():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = network()
+    keras.config.set_dtype_policy("float32")
+    types = as_run(model, None)
+    for kind in ("Conv2D", "DepthwiseConv2dNative", "BiasAdd", "FusedBatchNormV3"):
+        assert types[kind] == {"bfloat16"}, kind
+
+
+def test_operations_take_what_they_are_given(caplog):
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, padding="same")(2 * inputs - 1)
+    model = keras.Model(inputs, pool()(keras.ops.maximum(x, 0) * x + inputs))
+    frozen = ssd.freeze(model, dtype="bfloat16")
+    assert difference(frozen_answer(frozen), answer(model)) < 4 * ROUNDING["bfloat16"]
+    assert caplog.text == ""
+
+
 def test_a_float16_dtype_of_a_network_in_bfloat16():
     keras.config.set_dtype_policy("mixed_bfloat16")
     assert as_run(network(), "float16")["Conv2D"] == {"float16"}
@@ -115,10 +133,16 @@ def adapted():
     return layer
 
 
+def with_lora(model):
+    model.layers[1].enable_lora(2)
+    return model
+
+
 LEFT = {
     "normalization": lambda: chain(layers.Conv2D(1, 3), adapted(), pool()),
     "lambda": lambda: chain(layers.Conv2D(5, 3), layers.Lambda(lambda x: x + 1), pool()),
     "activation": lambda: chain(layers.Conv2D(5, 3), layers.Activation(lambda x: x * x), pool()),
+    "lora": lambda: with_lora(chain(layers.Conv2D(5, 3), layers.ReLU(), pool())),
     "wrapper": lambda: chain(
         layers.Conv2D(5, 3), layers.TimeDistributed(layers.Conv1D(5, 2)), pool()
     ),

@@ -12,6 +12,7 @@ from absl import logging
 from keras_ssd.freezing import HALVES, InferenceNetwork, warn_if_slower
 from keras_ssd.layers.frozen_backbone import FrozenCopy
 from keras_ssd.layers.functional import as_functional, is_functional, single
+from keras_ssd.layers.structure import compute_dtypes, flat_layers
 
 
 def named(outputs: Any, owner: str) -> dict[str, tf.Tensor]:
@@ -59,6 +60,14 @@ class FrozenTeacher:
     def variables(self) -> list[keras.Variable]:
         """The teacher's own variables."""
         return getattr(self._network, "variables", []) if self.model is not None else []
+
+    @property
+    def compute_dtypes(self) -> list[str]:
+        """The precisions that layers with weights compute in; empty for a function."""
+        if self.model is None:
+            return []
+        layers = getattr(self._network, "layers", None) or flat_layers(self.model)
+        return compute_dtypes(layers)
 
     def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Named outputs of a batch of images, without gradient.

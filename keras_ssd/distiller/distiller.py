@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,12 @@ import tensorflow as tf
 from keras_ssd.callbacks import FollowEpoch
 from keras_ssd.data.order import epochs_of
 from keras_ssd.distiller import preflight, saving
+from keras_ssd.distiller.check import checked
 from keras_ssd.distiller.compiled_metrics import refuse_probability_form
+from keras_ssd.distiller.first_batch import first_batch, num_batches
 from keras_ssd.distiller.guard import plain_sentences
+from keras_ssd.distiller.inputs import images_of
+from keras_ssd.distiller.report import CheckReport
 from keras_ssd.distiller.steps import Steps
 from keras_ssd.distiller.trackers import RESERVED, Trackers
 from keras_ssd.export import export_student
@@ -163,7 +168,11 @@ class Distiller(Steps):
         with self.distribute_strategy.scope():
             optimizer = keras.optimizers.get(optimizer)
         preflight.check_scope("optimizer", optimizer.variables, self.distribute_strategy)
-        self._refuse_across_replicas(optimizer, loss, jit_compile, steps_per_execution)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            preflight.refuse_across_replicas(
+                replicas, optimizer, loss, jit_compile, steps_per_execution
+            )
         self.evaluate_views = bool(evaluate_views)
         with self.distribute_strategy.scope():
             trackers = Trackers([o.name for o in self.objectives], metrics, weighted_metrics)
@@ -193,40 +202,6 @@ class Distiller(Steps):
             }
         )
 
-    def _refuse_across_replicas(
-        self,
-        optimizer: keras.optimizers.Optimizer,
-        loss: keras.losses.Loss | Callable | None,
-        jit_compile: bool | str,
-        steps_per_execution: int,
-    ) -> None:
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if replicas == 1:
-            return
-        if jit_compile is True:
-            raise ValueError(
-                f"`jit_compile=True` does not work on {replicas} replicas of one process (Keras "
-                'compiles the whole strategy): leave it at "auto".'
-            )
-        if steps_per_execution != 1:
-            raise ValueError(
-                f"`steps_per_execution={steps_per_execution}` does not work on {replicas} replicas "
-                "in Keras: leave it at 1."
-            )
-        reduction = getattr(loss, "reduction", "mean")
-        if reduction not in ("mean", "sum_over_batch_size"):
-            raise ValueError(
-                f"A `loss` with `reduction={reduction!r}` cannot be that of the global batch on "
-                f"{replicas} replicas: leave it at the mean over images."
-            )
-        for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
-            if getattr(inner, option):
-                raise ValueError(
-                    f"The optimizer's `{option}` does not work on {replicas} replicas in Keras: "
-                    "build the optimizer without it, or train on one replica."
-                )
-
     def fit(
         self,
         x: Any = None,
@@ -235,27 +210,31 @@ class Distiller(Steps):
         epochs: int = 1,
         verbose: str | int = "auto",
         callbacks: Any = None,
+        *,
+        check: bool = True,
         **options: Any,
     ) -> keras.callbacks.History:
-        """Trains the student; arguments and result are those of `keras.Model.fit`.
+        """Trains the student; arguments and result are those of `keras.Model.fit`, and `check`.
 
-        The order of `Splits.train` follows the epoch by itself (`callbacks.FollowEpoch`). The first
-        call looks at a few images and warns where their values do not fit a network.
+        The order of `Splits.train` follows the epoch by itself (`callbacks.FollowEpoch`).
+
+        Args:
+            x: As in Keras.
+            y: As in Keras.
+            batch_size: As in Keras.
+            epochs: As in Keras.
+            verbose: As in Keras.
+            callbacks: As in Keras.
+            check: Whether the first call looks at the first images, without running a network, and
+                warns where their values do not fit one: the cheap part of `check()`. A data set is
+                begun once more for it.
+            **options: As in Keras.
 
         Raises:
             ValueError: If labels, weights, images or the teacher's absence make a step impossible.
         """
-        if options.get("class_weight") is not None and y is not None and _some_unlabeled(y):
-            raise ValueError(
-                "`class_weight` has no weight for unlabeled images (-1, or a row of zeros): give "
-                "`sample_weight` instead."
-            )
-        if isinstance(x, tf.data.Dataset) and int(x.cardinality()) == 0:
-            raise ValueError(
-                "The data set holds no batch: use a smaller batch size, or keep the last, smaller "
-                "batch (`drop_remainder=False`)."
-            )
-        if not self._values_seen:
+        preflight.check_fit(x, y, options.get("class_weight"))
+        if check and not self._values_seen:
             self._look_at_values(x)
         if isinstance(x, tf.data.Dataset):
             options.setdefault("shuffle", False)  # Keras warns that it ignores its own default
@@ -279,14 +258,58 @@ class Distiller(Steps):
             )
 
     def _look_at_values(self, x: Any) -> None:
-        images = preflight.first_images(x)
-        if images is None:
+        batch = first_batch(x)
+        if batch is None:
             return
-        networks = {"student": self.student}
-        if self.teacher is not None and self.teacher.preprocessing is None:
-            networks["teacher"] = self.teacher.model
-        preflight.warn_about_values(images, networks)
+        images = np.asarray(images_of(keras.utils.unpack_x_y_sample_weight(batch)[0]))
+        for finding in preflight.value_findings(images, preflight.fed_networks(self)):
+            warnings.warn(finding, stacklevel=3)
         self._values_seen = True
+
+    def check(
+        self, x: Any, y: Any = None, sample_weight: Any = None, batch_size: int | None = None
+    ) -> CheckReport:
+        """Runs one batch through everything, prints a short table and changes nothing.
+
+        The table begins with warnings, each with what to do: a teacher at chance, with its classes
+        in another order or with images normalised as it was not trained; values that do not fit
+        what a network expects; probabilities in place of logits; a batch too small to compare
+        images; a term without gradient on the student. Then teacher and student (precision,
+        accuracy, entropy) and the terms of the loss: value, norm of the weighted gradient on the
+        student, and its cosine with the gradient of the whole loss.
+
+        It takes about as long as a training step a term; with several replicas the whole batch
+        runs on one.
+
+        Args:
+            x: As in `fit`: a data set (begun once more for it), or images, or a dict.
+            y: As in `fit`.
+            sample_weight: As in `fit`.
+            batch_size: Images of a batch where `x` is arrays; 32 if None. They are taken evenly
+                spread over the arrays.
+
+        Returns:
+            The report; `print(report)` gives the table again.
+
+        Raises:
+            ValueError: If nothing is compiled yet, there is no batch, the data cannot be looked at
+                without using it up (a generator), or a step would fail.
+        """
+        if not self.compiled:
+            raise ValueError("Call `compile()` before you check.")
+        if tf.distribute.has_strategy():
+            raise ValueError("Leave the scope of the tf.distribute strategy before checking.")
+        size = batch_size or 32
+        batch = first_batch(x, y, sample_weight, size)
+        if batch is None:
+            raise ValueError(
+                f"`check` needs a batch, and got none of a {type(x).__name__}: give a data set "
+                "that can be read again, or arrays, with at least one image."
+            )
+        with plain_sentences():
+            report = checked(self, batch, num_batches(x, size))
+        print(report)
+        return report
 
     def evaluate(self, *args: Any, **options: Any) -> Any:
         """Evaluates the student; arguments and result are those of `keras.Model.evaluate`."""
@@ -375,9 +398,3 @@ class Distiller(Steps):
             export_student(self, filepath)
         else:
             strip_heads(self.student).export(filepath, format=format, **options)
-
-
-def _some_unlabeled(y: Any) -> bool:
-    labels = np.asarray(y)
-    one_hot = labels.ndim == 2 and labels.shape[1] > 1
-    return bool((labels.sum(axis=1) <= 0).any() if one_hot else (labels < 0).any())

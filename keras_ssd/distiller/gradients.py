@@ -1,8 +1,11 @@
-"""Gradients of several replicas, where the optimizer clips or scales them."""
+"""Gradients of several replicas, and of single terms."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_ssd.collectives import all_sum, num_replicas
@@ -35,6 +38,27 @@ def shared_gradients(
     scale = optimizer.dynamic_scale if inner is not optimizer else inner.loss_scale_factor
     total = _clip(total, inner, 1.0 if scale is None else tf.convert_to_tensor(scale))
     return [gradient / num_replicas() for gradient in total]
+
+
+def whole_gradient(
+    tape: tf.GradientTape, value: tf.Tensor, variables: Sequence[keras.Variable]
+) -> list[np.ndarray | None]:
+    """The gradient of a scalar in float64, scaled on the way as far as float16 can bear it.
+
+    Args:
+        tape: A persistent tape that has seen the scalar.
+        value: The scalar.
+        variables: What to differentiate by.
+
+    Returns:
+        An array a variable, None where the scalar does not depend on it.
+    """
+    for scale in (2.0**12, 2.0**6, 1.0):
+        gradients = tape.gradient(value, variables, output_gradients=tf.cast(scale, value.dtype))
+        arrays = [None if g is None else np.asarray(g, "float64") / scale for g in gradients]
+        if all(np.isfinite(array).all() for array in arrays if array is not None):
+            break
+    return arrays
 
 
 def _clips(optimizer: keras.optimizers.Optimizer) -> bool:

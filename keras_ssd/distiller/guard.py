@@ -24,30 +24,24 @@ class Guard:
 
     Args:
         inputs: What `fit` gave.
-        teacher_logits: `[R, C]`, None where no objective reads them.
-        student_logits: `[R, C]`.
+        num_classes: The number of the student's classes.
 
     Attributes:
         labels: The labels, unlabeled where they mean nothing.
         sample_weight: The weights, 0 where they mean nothing: 0 times NaN would be a gradient.
     """
 
-    def __init__(
-        self, inputs: Inputs, teacher_logits: tf.Tensor | None, student_logits: tf.Tensor
-    ) -> None:
+    def __init__(self, inputs: Inputs, num_classes: int) -> None:
         self._checks: list[tf.Tensor] = []
         self._assertions: list[tf.Operation] = []
         self.labels = inputs.labels
         if self.labels is not None:
-            self._check_labels(inputs.labels, student_logits.shape[-1])
+            self._check_labels(inputs.labels, num_classes)
         self.sample_weight = weights = inputs.sample_weight
         if weights is not None:
             fits = tf.math.is_finite(weights) & (weights >= 0)
             self._require(fits, "`sample_weight` must be finite and >= 0, got values from", weights)
             self.sample_weight = tf.where(fits, weights, tf.zeros_like(weights))
-        self._refuse_probabilities("student", student_logits)
-        if teacher_logits is not None:
-            self._refuse_probabilities("teacher", teacher_logits)
 
     def _check_labels(self, labels: tf.Tensor, num_classes: int) -> None:
         if labels.shape.rank == 1:
@@ -66,15 +60,13 @@ class Guard:
             self._require(fits, words, labels)
             self.labels = tf.where(fits, labels, tf.zeros_like(labels))
 
-    def _refuse_probabilities(self, owner: str, logits: tf.Tensor) -> None:
-        logits = tf.cast(logits, tf.float32)
-        sums_to_one = tf.abs(tf.reduce_sum(logits, axis=-1) - 1) < 1e-2
-        some_logits = tf.reduce_any(logits < 0) | ~tf.reduce_all(sums_to_one)
-        too_few = tf.shape(logits)[0] < 2  # one row of logits may sum to 1 by chance
+    def require_logits(self, owner: str, outputs: tf.Tensor) -> None:
+        """Refuses class scores `[R, C]` that are probabilities."""
         words = (
             f"The {owner} returns probabilities, and logits are needed: build it without softmax"
         )
-        self._require(some_logits | too_few, words, logits)
+        too_few = tf.shape(outputs)[0] < 2  # one row of logits may sum to 1 by chance
+        self._require(~are_probabilities(outputs) | too_few, words, outputs)
 
     def _require(self, fits: tf.Tensor, words: str, values: tf.Tensor) -> None:
         fits = tf.reduce_all(fits)
@@ -92,6 +84,13 @@ class Guard:
         """The tensors, not before all assertions have held."""
         with tf.control_dependencies(self._assertions):
             return tf.nest.map_structure(tf.identity, tensors)
+
+
+def are_probabilities(outputs: tf.Tensor) -> tf.Tensor:
+    """Whether no score of `[R, C]` is negative and every row sums to 1 (to 1 %)."""
+    outputs = tf.cast(outputs, tf.float32)
+    sums_to_one = tf.abs(tf.reduce_sum(outputs, axis=-1) - 1) < 1e-2
+    return tf.reduce_all(outputs >= 0) & tf.reduce_all(sums_to_one)
 
 
 def fed_everywhere(images: tf.Tensor, student: keras.Model, training: bool) -> tf.Tensor:

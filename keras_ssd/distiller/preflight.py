@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_ssd.collectives import num_replicas
@@ -235,45 +236,90 @@ def warn_if_teacher_is_smaller(teacher: FrozenTeacher, student: keras.Model) -> 
         )
 
 
-def first_images(x: Any) -> Any:
-    """A few images of what `fit` was given, None where none are seen without using them up.
-
-    A tf.data set is begun once more for it.
-    """
-    if isinstance(x, keras.utils.PyDataset) and len(x):
-        x = x[0][0] if isinstance(x[0], tuple) else x[0]
-    if isinstance(x, tf.data.Dataset):
-        for batch in x.take(1):
-            x = batch[0] if isinstance(batch, tuple) else batch
-    if isinstance(x, Mapping):
-        x = x.get("image")
-    if not hasattr(x, "shape") or len(x.shape) != 4:
-        return None
-    return keras.ops.convert_to_numpy(x[:64])
+def check_fit(x: Any, y: Any, class_weight: Any) -> None:
+    """Refuses arguments of `fit` that Keras would fail on, or ignore."""
+    if class_weight is not None and y is not None and _some_unlabeled(y):
+        raise ValueError(
+            "`class_weight` has no weight for unlabeled images (-1, or a row of zeros): give "
+            "`sample_weight` instead."
+        )
+    if isinstance(x, tf.data.Dataset) and int(x.cardinality()) == 0:
+        raise ValueError(
+            "The data set holds no batch: use a smaller batch size, or keep the last, smaller "
+            "batch (`drop_remainder=False`)."
+        )
 
 
-def warn_about_values(images: Any, networks: Mapping[str, Any]) -> None:
-    """Warns where the values of the images do not fit what a network expects.
+def _some_unlabeled(y: Any) -> bool:
+    labels = np.asarray(y)
+    one_hot = labels.ndim == 2 and labels.shape[1] > 1
+    return bool((labels.sum(axis=1) <= 0).any() if one_hot else (labels < 0).any())
+
+
+def fed_networks(distiller: Any) -> dict[str, keras.Model]:
+    """The models of a Distiller that take the images as they are, by the name of their part."""
+    networks = {"student": distiller.student}
+    teacher = distiller.teacher
+    if teacher is not None and teacher.preprocessing is None:
+        networks["teacher"] = teacher.model
+    return networks
+
+
+def value_findings(images: np.ndarray, networks: Mapping[str, Any]) -> list[str]:
+    """Sentences on values of the images that do not fit what a network expects.
 
     Args:
-        images: Array `[few, height, width, channels]`.
+        images: `[few, height, width, channels]`.
         networks: The models that take these images as they are, by the name of their part.
     """
     if images.size == 0:
-        return
+        return []
     low, high = float(images.min()), float(images.max())
+    findings = []
     for part, network in networks.items():
         raw = takes_raw_images(network)
         if raw is True and (low < 0 or high <= 2):
-            warnings.warn(
+            findings.append(
                 f"The {part} {network.name!r} normalises raw images (0..255) itself, but the "
                 f"images lie in {low:.4g}..{high:.4g}: give raw images, or build it without `mean` "
-                "and `std`.",
-                stacklevel=3,
+                "and `std`."
             )
         elif raw is False and low >= 0 and high > 20:
-            warnings.warn(
+            findings.append(
                 f"The {part} {network.name!r} has no layer that normalises, but the images lie in "
-                f"{low:.4g}..{high:.4g}: build it with `data.info`, or normalise the images.",
-                stacklevel=3,
+                f"{low:.4g}..{high:.4g}: build it with `data.info`, or normalise the images."
+            )
+    return findings
+
+
+def refuse_across_replicas(
+    replicas: int,
+    optimizer: keras.optimizers.Optimizer,
+    loss: Any,
+    jit_compile: bool | str,
+    steps_per_execution: int,
+) -> None:
+    """Refuses what `compile` is given and Keras cannot do on several replicas of one process."""
+    if jit_compile is True:
+        raise ValueError(
+            f"`jit_compile=True` does not work on {replicas} replicas of one process (Keras "
+            'compiles the whole strategy): leave it at "auto".'
+        )
+    if steps_per_execution != 1:
+        raise ValueError(
+            f"`steps_per_execution={steps_per_execution}` does not work on {replicas} replicas "
+            "in Keras: leave it at 1."
+        )
+    reduction = getattr(loss, "reduction", "mean")
+    if reduction not in ("mean", "sum_over_batch_size"):
+        raise ValueError(
+            f"A `loss` with `reduction={reduction!r}` cannot be that of the global batch on "
+            f"{replicas} replicas: leave it at the mean over images."
+        )
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+        if getattr(inner, option):
+            raise ValueError(
+                f"The optimizer's `{option}` does not work on {replicas} replicas in Keras: "
+                "build the optimizer without it, or train on one replica."
             )

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_sum, num_replicas, replica_rows, row_count
 from keras_ssd.distiller import preflight
-from keras_ssd.distiller.gradients import shared_gradients
+from keras_ssd.distiller.gradients import shared_gradients, whole_gradient
 from keras_ssd.distiller.guard import Guard, fed_everywhere
 from keras_ssd.distiller.inputs import Inputs, images_of, with_known_size
 from keras_ssd.distiller.trackers import Trackers
@@ -20,6 +21,29 @@ from keras_ssd.losses import at_least_float32
 from keras_ssd.objectives import HardLabels, Objective
 from keras_ssd.teacher import FrozenTeacher, named
 from keras_ssd.views import Views
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsal:
+    """What a training step on one batch would do.
+
+    Attributes:
+        batch: What the objectives were given.
+        means: The bare mean of each term, by the objective's name.
+        counts: The weight of the rows that a term counts.
+        gradients: The gradient of each bare mean: an array a trainable variable of the student,
+            None where the term does not reach it.
+        own_loss: Regularisers, `add_loss` and `compile(loss=)`.
+        own_gradient: Their gradient.
+    """
+
+    batch: Batch
+    means: Mapping[str, float]
+    counts: Mapping[str, float]
+    gradients: Mapping[str, list[np.ndarray | None]]
+    own_loss: float
+    own_gradient: list[np.ndarray | None]
+
 
 _Term = tuple[Objective, tf.Tensor, tf.Tensor]  # an objective, its sum and its count
 _CROSS_ENTROPY = HardLabels(name="cross_entropy")  # the loss of an evaluation
@@ -64,9 +88,11 @@ class Steps(keras.Model):
         """One update of the student; returns the running means of the epoch."""
         inputs = self._inputs(data, training=True)
         self._check_inputs(inputs)
+        preflight.check_batch_size(self.objectives, inputs.images)
         rows, teacher = self._views_and_teacher(inputs, self._step_seed())
         with tf.GradientTape() as tape:
             batch, guard, added = self._batch(inputs, rows, teacher, training=True)
+            self._require_logits(guard, batch)
             terms = _run(self.objectives, batch)
             share = guard.nan_if_broken(self._loss_share(batch, terms, added))
             scaled = self.optimizer.scale_loss(share)
@@ -74,12 +100,41 @@ class Steps(keras.Model):
         self._track(batch, terms, guard.checked(share))
         return self.get_metrics_result()
 
+    def rehearse(self, data: Any) -> Rehearsal:
+        """A training step on one replica that changes nothing, its gradient a term at a time.
+
+        Args:
+            data: A batch, as `fit` hands one to `train_step`.
+        """
+        inputs = self._inputs(data, training=True)
+        self._check_inputs(inputs)
+        rows, teacher = self._views_and_teacher(inputs, self._step_seed())
+        # What would be written to a variable (batch-norm statistics, random states) stays in here.
+        scope = keras.StatelessScope(collect_losses=True, initialize_variables=False)
+        with scope, tf.GradientTape(persistent=True) as tape:
+            batch, *_ = self._batch(inputs, rows, teacher, training=True)
+            terms = _run(self.objectives, batch)
+            means = {o.name: tf.math.divide_no_nan(total, count) for o, total, count in terms}
+        with tape:  # regularisers find no weights in the scope
+            own = self._student_losses(batch, scope.losses)
+        variables = self.student.trainable_variables
+        counts = {objective.name: float(count) for objective, _, count in terms}
+        return Rehearsal(
+            batch=batch,
+            means={name: float(mean) for name, mean in means.items()},
+            counts=counts,
+            gradients={n: whole_gradient(tape, mean, variables) for n, mean in means.items()},
+            own_loss=float(own),
+            own_gradient=whole_gradient(tape, own, variables),
+        )
+
     @tf.autograph.experimental.do_not_convert
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One batch of an evaluation; changes no variable but the running means."""
         inputs = self._inputs(data, training=False)
         if self.evaluate_views:
             self._check_inputs(inputs)
+            preflight.check_batch_size(self.objectives, inputs.images)
             objectives, (rows, teacher) = self.objectives, self._views_and_teacher(inputs, None)
         elif inputs.labels is None:
             raise ValueError(
@@ -89,6 +144,7 @@ class Steps(keras.Model):
         else:
             objectives, (rows, teacher) = (_CROSS_ENTROPY,), (inputs.images, {})
         batch, guard, added = self._batch(inputs, rows, teacher, training=False)
+        self._require_logits(guard, batch)
         terms = _run(objectives, batch)
         share = guard.nan_if_broken(self._loss_share(batch, terms, added))
         self._track(batch, terms if self.evaluate_views else [], guard.checked(share))
@@ -108,7 +164,6 @@ class Steps(keras.Model):
         teacher = self.teacher
         if teacher is not None and inputs.teacher is None and teacher.preprocessing is None:
             preflight.check_image_size("teacher", teacher.model, inputs.images)
-        preflight.check_batch_size(self.objectives, inputs.images)
         for objective in self.objectives:
             if objective.needs_labels and inputs.labels is None:
                 raise ValueError(
@@ -142,8 +197,7 @@ class Steps(keras.Model):
         if with_views:
             views = self.views.num_views
             preflight.check_outputs(self.objectives, views, teacher or None, student)
-        read = any("logits" in objective.teacher_outputs for objective in self.objectives)
-        guard = Guard(inputs, teacher.get("logits") if read else None, student["logits"])
+        guard = Guard(inputs, student["logits"].shape[-1])
         batch = Batch(
             images=rows,
             labels=guard.labels,
@@ -154,6 +208,12 @@ class Steps(keras.Model):
             index=inputs.index,
         )
         return batch, guard, added
+
+    def _require_logits(self, guard: Guard, batch: Batch) -> None:
+        guard.require_logits("student", batch.student["logits"])
+        read = any("logits" in objective.teacher_outputs for objective in self.objectives)
+        if read and "logits" in batch.teacher:
+            guard.require_logits("teacher", batch.teacher["logits"])
 
     def _run_student(self, rows: tf.Tensor, training: bool) -> tuple[Any, list[tf.Tensor]]:
         """The student's outputs, and with several replicas what its layers gave to `add_loss`."""

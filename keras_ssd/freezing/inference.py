@@ -33,6 +33,7 @@ class InferenceNetwork:
 
     Attributes:
         variables: The copies, non-trainable.
+        layers: What is called, in order: layers and operations.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class InferenceNetwork:
         finally:
             random.setstate(random_state)
         self._to_float32 = dtype is not None
+        self.layers = [call.layer for call in self._calls.calls]
         self._functions, self.variables = _functions(self._calls)
 
     def __call__(self, images: Any) -> Any:

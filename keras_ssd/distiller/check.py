@@ -1,0 +1,279 @@
+"""One batch through everything before a long run: what `Distiller.check` measures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ssd.distiller import preflight
+from keras_ssd.distiller.diagnosis import teacher_findings
+from keras_ssd.distiller.guard import are_probabilities
+from keras_ssd.distiller.inputs import Inputs
+from keras_ssd.distiller.report import CheckReport, NetworkFacts, TermFacts
+from keras_ssd.distiller.steps import Rehearsal, Steps
+from keras_ssd.layers.structure import (
+    compute_dtypes,
+    flat_layers,
+    normalization_of,
+    standardizes,
+    takes_raw_images,
+)
+
+FEW_IMAGES = 8  # fewer columns of a similarity matrix say little; the papers have 64
+_OWN = "student's own"  # regularisers, `add_loss` and `compile(loss=)`
+_EXPECTS = {True: "raw 0..255", False: "normalised", None: "unknown"}
+
+
+def checked(distiller: Steps, data: Any, steps_per_epoch: int | None) -> CheckReport:
+    """The report on one batch.
+
+    Args:
+        distiller: What is to be trained.
+        data: A batch, as `fit` hands one to `train_step`.
+        steps_per_epoch: How many such batches an epoch has, None if that is not known.
+    """
+    inputs = Inputs.of(data)
+    images = np.asarray(inputs.images)
+    rehearsal = distiller.rehearse(data)
+    scores = _plain_scores(rehearsal)
+    student = scores["student"]
+    labels = rehearsal.batch.labels
+    labels = None if labels is None else rehearsal.batch.labels_of("plain").numpy()
+    comparable = "teacher" in scores and scores["teacher"].shape == student.shape
+    networks = _networks(distiller, inputs, images, scores, labels)
+    terms, gradient = _terms(distiller, rehearsal)
+    findings: list[str] = []
+    if comparable and labels is not None:
+        asked = distiller.teacher if inputs.teacher is None else None
+        findings += teacher_findings(scores["teacher"], labels, asked, images)
+    findings += _value_findings(distiller, images, networks)
+    findings += _score_findings(scores)
+    findings += _batch_findings(distiller, len(images))
+    findings += _term_findings(distiller, rehearsal, terms)
+    agree = scores["teacher"].argmax(1) == student.argmax(1) if comparable else None
+    return CheckReport(
+        warnings=tuple(findings),
+        batch=_words(distiller, images, steps_per_epoch),
+        networks=networks,
+        agreement=None if agree is None else float(agree.mean()),
+        terms=terms,
+        loss=sum(term.weight * term.value for term in terms),
+        gradient=gradient,
+    )
+
+
+def _words(distiller: Steps, images: np.ndarray, steps_per_epoch: int | None) -> str:
+    """A batch, an epoch and the optimizer in a line."""
+    size, views = "x".join(map(str, images.shape[1:])), distiller.views.num_views
+    steps = "an unknown number of" if steps_per_epoch is None else f"{steps_per_epoch:,}"
+    words = [
+        f"{len(images)} images {size} in {images.min():.4g}..{images.max():.4g}",
+        f"{len(images) * views} rows",
+        f"{steps} steps an epoch",
+    ]
+    replicas = distiller.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        words.append(f"{replicas} replicas")
+    rate = float(keras.ops.convert_to_numpy(distiller.optimizer.learning_rate))
+    words.append(f"learning rate {rate:.4g}")
+    return f"One batch: {', '.join(words)}."
+
+
+def _plain_scores(rehearsal: Rehearsal) -> dict[str, np.ndarray]:
+    """The logits of the plain rows in float64, by part."""
+    batch = rehearsal.batch
+    return {
+        part: np.asarray(batch.select(outputs["logits"], "plain"), "float64")
+        for part, outputs in (("teacher", batch.teacher), ("student", batch.student))
+        if "logits" in outputs
+    }
+
+
+def _networks(
+    distiller: Steps,
+    inputs: Inputs,
+    images: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+) -> tuple[NetworkFacts, ...]:
+    """Facts on the teacher, if one runs or was stored, and on the student."""
+    student, teacher = distiller.student, distiller.teacher
+    facts = [
+        _facts("student", student, compute_dtypes(flat_layers(student)), images, scores, labels)
+    ]
+    if inputs.teacher is not None:
+        facts.insert(0, _facts("stored teacher", None, [], images, scores, labels))
+    elif teacher is not None:
+        dtypes = teacher.compute_dtypes
+        facts.insert(0, _facts("teacher", teacher.model, dtypes, images, scores, labels))
+        if teacher.preprocessing is not None:
+            facts[0] = dataclasses.replace(facts[0], expects="preprocessing", seen=None)
+    return tuple(facts)
+
+
+def _facts(
+    part: str,
+    network: keras.Model | None,
+    dtypes: Sequence[str],
+    images: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+) -> NetworkFacts:
+    logits = scores.get(part.split()[-1])
+    known = np.zeros(len(images), bool) if labels is None else labels >= 0
+    accuracy = None
+    if logits is not None and logits.shape == scores["student"].shape and known.any():
+        accuracy = float((logits.argmax(1) == labels)[known].mean())
+    layer = normalization_of(network)
+    return NetworkFacts(
+        part=part,
+        name="" if network is None else network.name,
+        parameters=None if network is None else network.count_params(),
+        precisions=tuple(dtypes),
+        expects=_EXPECTS[takes_raw_images(network)],
+        standardizes=standardizes(layer),
+        seen=None if layer is None else _mean_and_std(np.asarray(layer(images), "float64")),
+        accuracy=accuracy,
+        entropy=None if logits is None else _entropy(logits),
+        classes=None if logits is None else logits.shape[1],
+    )
+
+
+def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(images.mean((0, 1, 2)).tolist()), tuple(images.std((0, 1, 2)).tolist())
+
+
+def _entropy(logits: np.ndarray) -> float:
+    """Mean entropy of the class distributions, in nats."""
+    logs = tf.nn.log_softmax(logits)
+    return -float(tf.reduce_mean(tf.reduce_sum(tf.exp(logs) * logs, axis=1)))
+
+
+def _terms(distiller: Steps, rehearsal: Rehearsal) -> tuple[tuple[TermFacts, ...], float]:
+    """Facts on each term of the loss, and the norm of the loss's gradient."""
+    weights = {objective.name: objective.weight for objective in distiller.objectives}
+    means, gradients = dict(rehearsal.means), dict(rehearsal.gradients)
+    if rehearsal.own_loss:
+        weights[_OWN], means[_OWN], gradients[_OWN] = (
+            1.0,
+            rehearsal.own_loss,
+            rehearsal.own_gradient,
+        )
+    variables = distiller.student.trainable_variables
+    whole = {
+        name: np.concatenate(
+            [
+                np.zeros(v.shape).ravel() if g is None else weights[name] * g.ravel()
+                for g, v in zip(gradient, variables, strict=True)
+            ]
+            or [np.zeros(0)]
+        )
+        for name, gradient in gradients.items()
+    }
+    total = np.sum(list(whole.values()), axis=0)
+    norm = float(np.linalg.norm(total))
+    terms = tuple(
+        TermFacts(
+            name=name,
+            value=means[name],
+            weight=weights[name],
+            rows=rehearsal.counts.get(name),
+            gradient=float(np.linalg.norm(gradient)),
+            cosine=_cosine(gradient, total),
+        )
+        for name, gradient in whole.items()
+    )
+    return terms, norm
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    norms = np.linalg.norm(one) * np.linalg.norm(other)
+    return float(one @ other / norms) if norms > 0 else 0.0
+
+
+def _value_findings(
+    distiller: Steps, images: np.ndarray, networks: Sequence[NetworkFacts]
+) -> list[str]:
+    """Values that a network does not expect, or that its own constants do not normalise."""
+    findings = preflight.value_findings(images, preflight.fed_networks(distiller))
+    return findings or [
+        f"The {facts.part} {facts.name!r} turns these images into channels of mean "
+        f"{_listed(facts.seen[0])} and deviation {_listed(facts.seen[1])}, where its constants "
+        "should give about 0 and 1: they are those of other images, or mean and deviation are "
+        "exchanged; build it with `data.info`, unless it was trained so."
+        for facts in networks
+        if facts.standardizes and facts.seen is not None and not _standardized(*facts.seen)
+    ]
+
+
+def _standardized(means: Sequence[float], deviations: Sequence[float]) -> bool:
+    """Whether channels have about mean 0 and deviation 1; exchanged constants give 0.5 and 0.5."""
+    return max(map(abs, means)) <= 0.4 and all(0.55 <= std <= 1.8 for std in deviations)
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2g}" for value in values)
+
+
+def _score_findings(scores: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Class scores that are no logits."""
+    for part, logits in scores.items():
+        if not np.isfinite(logits).all():
+            yield (
+                f"The {part} gives NaN or infinite logits for this batch: look for overflow in "
+                "half precision, and for NaN in images and weights."
+            )
+        elif len(logits) > 1 and are_probabilities(tf.constant(logits)):
+            yield (
+                f"The {part} returns probabilities, and logits are needed: build it without the "
+                "softmax (`classifier_activation=None` in `keras.applications`)."
+            )
+
+
+def _batch_findings(distiller: Steps, images: int) -> Iterator[str]:
+    """A batch that is too small for what the objectives do with it."""
+    comparing = [objective.name for objective in distiller.objectives if objective.compares_images]
+    if comparing and images < FEW_IMAGES:
+        yield (
+            f"`{comparing[0]}` compares each view with the images of the batch, and {images} "
+            "tell it little (1 nothing): use a larger batch; the papers have 64."
+        )
+
+
+def _term_findings(
+    distiller: Steps, rehearsal: Rehearsal, terms: Sequence[TermFacts]
+) -> Iterator[str]:
+    """Terms that teach nothing, and parts of the student that nothing teaches."""
+    for term in terms:
+        if not (np.isfinite(term.value) and np.isfinite(term.gradient)):
+            yield f"`{term.name}` or its gradient is NaN or infinite on this batch."
+        elif term.gradient == 0:
+            yield f"`{term.name}` has no gradient on the student: {_why(rehearsal, term)}."
+    gradients = [*rehearsal.gradients.values(), rehearsal.own_gradient]
+    untaught = [
+        variable.path
+        for variable, *reached in zip(
+            distiller.student.trainable_variables, *gradients, strict=True
+        )
+        if all(gradient is None for gradient in reached)
+    ]
+    if untaught:
+        yield (
+            f"{len(untaught)} trainable variables of the student are reached by no term and stay "
+            f"as they are: {', '.join(untaught[:3])}{', ...' if untaught[3:] else ''}."
+        )
+
+
+def _why(rehearsal: Rehearsal, term: TermFacts) -> str:
+    if term.weight == 0:
+        return "its weight is 0"
+    if term.rows == 0:
+        return "no row of this batch counts for it (labels, weights, `keep_wrong`)"
+    if all(gradient is None for gradient in rehearsal.gradients.get(term.name, ())):
+        return "what it reads depends on no trainable variable"
+    return "all rows of this batch are at its minimum, or a layer is dead or saturated"

@@ -1,0 +1,154 @@
+"""What a batch of labelled images says of a teacher: is it trained, for these images and labels?"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_ssd.layers.structure import normalization_of
+from keras_ssd.teacher import FrozenTeacher
+
+# A finding of chance would be one in a hundred batches; of several candidates one in a thousand.
+_CHANCE, _CANDIDATE = 1e-2, 1e-3
+
+
+def teacher_findings(
+    logits: np.ndarray, labels: np.ndarray, teacher: FrozenTeacher | None, images: np.ndarray
+) -> list[str]:
+    """Sentences on a teacher that does not know the images or the labels; empty for a good one.
+
+    Args:
+        logits: The teacher's, `[B, C]`.
+        labels: Integers `[B]`, -1 where there is none.
+        teacher: The teacher, None where its outputs were stored.
+        images: What it is given, `[B, height, width, channels]`.
+    """
+    known = labels >= 0
+    logits, labels, images = logits[known], labels[known], images[known]
+    if not len(labels):
+        return []
+    right = logits.argmax(axis=1) == labels
+    reasons = [_another_order(logits.argmax(axis=1), labels, right)]
+    if teacher is not None:
+        reasons.append(_other_values(teacher, images, labels))
+    if not any(reasons):
+        reasons.append(_no_better_than_chance(right, labels, logits.shape[1]))
+    return [reason for reason in reasons if reason is not None]
+
+
+def _no_better_than_chance(right: np.ndarray, labels: np.ndarray, classes: int) -> str | None:
+    largest = np.bincount(labels).max()
+    if largest == len(labels):
+        return (
+            f"All labels of this batch are class {labels[0]}, so it cannot tell whether the "
+            "teacher is any good: shuffle the images."
+        )
+    chance = max(1 / classes, largest / len(labels))
+    if _tail(len(labels), int(right.sum()), chance) <= _CHANCE:
+        return None
+    return (
+        f"The teacher is right in {right.sum()} of {len(labels)} images, no more than chance "
+        f"explains: is it trained, are its weights loaded, and does it know these classes?"
+    )
+
+
+def _another_order(predicted: np.ndarray, labels: np.ndarray, right: np.ndarray) -> str | None:
+    """Whether a class of the teacher tells the label, but another one than its number."""
+    renumbered = np.array([_usual_label(predicted, labels, i) for i in range(len(labels))])
+    renumbered_right = renumbered == labels
+    if not _better(renumbered_right, right, labels):
+        return None
+    pairs = Counter(zip(predicted.tolist(), labels.tolist(), strict=True)).most_common()
+    moved = [f"{p} where the label is {label}" for (p, label), _ in pairs if p != label][:3]
+    return (
+        f"The teacher's classes are in another order than the labels: it is right in "
+        f"{right.sum()} of {len(labels)} images, and in {renumbered_right.sum()} when its classes "
+        "are renumbered by what the other images of the batch say (it often says "
+        f"{', '.join(moved)}): bring the class names into one order."
+    )
+
+
+def _usual_label(predicted: np.ndarray, labels: np.ndarray, image: int) -> int:
+    """The label that most other images have for which the teacher says the same."""
+    others = (predicted == predicted[image]) & (np.arange(len(labels)) != image)
+    return int(np.bincount(labels[others]).argmax()) if others.any() else -1
+
+
+def _other_values(teacher: FrozenTeacher, images: np.ndarray, labels: np.ndarray) -> str | None:
+    """Whether the teacher knows the images better with other values than it is given."""
+
+    def right_with(values: Any) -> np.ndarray:
+        return np.argmax(teacher(values)["logits"], axis=1) == labels
+
+    right = right_with(images)
+    found = {words: right_with(values) for words, values in _candidates(teacher, images)}
+    words = max(found, key=lambda name: found[name].sum())
+    if not _better(found[words], right, labels):
+        return None
+    where = "behind its own normalisation " if _own_normalization(teacher) else ""
+    return (
+        f"The teacher is right in {right.sum()} of {len(labels)} images as they are, and in "
+        f"{found[words].sum()} when it sees them {where}{words}: normalise them as it was trained, "
+        "in the model or by `teacher_preprocessing`."
+    )
+
+
+def _candidates(teacher: FrozenTeacher, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The images with other values, in words and as the teacher is to be given them."""
+    images = images.astype("float32")
+    unit = _in_unit_range(images)
+    mean, std = (f(unit, axis=(0, 1, 2)) for f in (np.mean, np.std))
+    seen = {
+        "in 0..1": unit,
+        "in -1..1": 2 * unit - 1,
+        "in 0..255": 255 * unit,
+        "with mean 0 and deviation 1 a channel": (unit - mean) / np.maximum(std, 1e-3),
+    }
+    layer = _own_normalization(teacher)
+    for words, values in seen.items():
+        if layer is not None:  # both kinds of layer are affine
+            offset = np.asarray(layer(np.zeros_like(images[:1])), "float32")
+            scale = np.asarray(layer(np.ones_like(images[:1])), "float32") - offset
+            values = (values - offset) / scale
+        yield words, values
+    if images.shape[-1] == 3:
+        yield "with red and blue exchanged", images[..., ::-1]
+
+
+def _own_normalization(teacher: FrozenTeacher) -> Any:
+    return None if teacher.preprocessing is not None else normalization_of(teacher.model)
+
+
+def _in_unit_range(images: np.ndarray) -> np.ndarray:
+    """The images in 0..1: raw ones exactly, normalised ones as far as a batch shows their range."""
+    low, high = images.min(axis=(0, 1, 2)), images.max(axis=(0, 1, 2))
+    if low.min() >= 0 and high.max() <= 255:
+        low, high = np.float32(0), np.float32(255 if high.max() > 2 else 1)
+    return (images - low) / np.maximum(high - low, 1e-6)
+
+
+def _better(candidate: np.ndarray, right: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether a candidate is right more often, and than a constant answer, by more than luck."""
+    wins, losses = int((candidate & ~right).sum()), int((right & ~candidate).sum())
+    constant = np.bincount(labels).max() / len(labels)
+    luck = _tail(wins + losses, wins, 0.5), _tail(len(labels), int(candidate.sum()), constant)
+    return wins > losses and max(luck) <= _CANDIDATE
+
+
+def _tail(trials: int, successes: int, chance: float) -> float:
+    """The probability of at least so many successes."""
+    if chance >= 1:
+        return 1.0
+    logs = (
+        math.lgamma(trials + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(trials - k + 1)
+        + k * math.log(chance)
+        + (trials - k) * math.log1p(-chance)
+        for k in range(successes, trials + 1)
+    )
+    return sum(map(math.exp, logs))

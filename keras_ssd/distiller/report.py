@@ -1,0 +1,157 @@
+"""CheckReport: what `Distiller.check` found, and the table it prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+
+_WIDTH = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkFacts:
+    """A network, as one batch shows it.
+
+    Attributes:
+        part: `"teacher"`, `"stored teacher"` or `"student"`.
+        name: The model's name; empty where there is no model.
+        parameters: Their number; None where there is no model.
+        precisions: The dtypes that layers with weights compute in; empty where they are not known.
+        expects: `"raw 0..255"`, `"normalised"`, `"preprocessing"` or `"unknown"`.
+        standardizes: Whether it begins with a mean and a deviation for each channel.
+        seen: Means and standard deviations of the images' channels behind the network's own
+            normalisation; None without one.
+        accuracy: Share of the labelled plain images that it puts into their class; None without
+            labels, or where its classes are others than the student's.
+        entropy: Mean entropy of its class distributions of plain images, in nats; None without
+            logits.
+        classes: Number of classes (the entropy is at most their logarithm), or None.
+    """
+
+    part: str
+    name: str
+    parameters: int | None
+    precisions: tuple[str, ...]
+    expects: str
+    standardizes: bool
+    seen: tuple[tuple[float, ...], tuple[float, ...]] | None
+    accuracy: float | None
+    entropy: float | None
+    classes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TermFacts:
+    """A term of the loss on one batch.
+
+    Attributes:
+        name: The objective's name, or `"student's own"` for regularisers, `add_loss` and
+            `compile(loss=)`.
+        value: The bare mean.
+        weight: What it is multiplied by in the loss.
+        rows: The weight of the rows that it counts; None for the student's own.
+        gradient: Norm of the gradient of the weighted term on the student's variables.
+        cosine: Cosine of that gradient with the gradient of the loss, in -1..1; 0 where it is 0.
+    """
+
+    name: str
+    value: float
+    weight: float
+    rows: float | None
+    gradient: float
+    cosine: float
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class CheckReport:
+    """What `Distiller.check` found on one batch; `str` gives the table.
+
+    Attributes:
+        warnings: Sentences, each with what to do; empty where nothing was found.
+        batch: The size of the batch and of an epoch, in words.
+        networks: Teacher (if one ran) and student.
+        agreement: Share of plain images that both put into one class; None without a teacher of the
+            same classes.
+        terms: One a term of the loss.
+        loss: The loss.
+        gradient: Norm of its gradient.
+    """
+
+    warnings: tuple[str, ...]
+    batch: str
+    networks: tuple[NetworkFacts, ...]
+    agreement: float | None
+    terms: tuple[TermFacts, ...]
+    loss: float
+    gradient: float
+
+    def __str__(self) -> str:
+        """The table, warnings first."""
+        warnings = [
+            textwrap.fill(warning, _WIDTH, initial_indent="! ", subsequent_indent="  ")
+            for warning in self.warnings
+        ]
+        agreement = (
+            "" if self.agreement is None else f"teacher agreement {100 * self.agreement:.1f} %\n"
+        )
+        blocks = [
+            self.batch,
+            "\n".join(warnings) or "nothing to warn of",
+            _table(_NETWORK_COLUMNS, [_network_row(network) for network in self.networks])
+            + f"\n{agreement}".rstrip(),
+            _table(
+                ("term", "value", "weight", "rows", "gradient", "cosine"),
+                [
+                    *(_term_row(term) for term in self.terms),
+                    ("loss", f"{self.loss:.4g}", "", "", f"{self.gradient:.3g}", ""),
+                ],
+            ),
+        ]
+        return "\n\n".join(blocks)
+
+    def __repr__(self) -> str:
+        """A short form: the table is `print(report)`."""
+        return f"<CheckReport: {len(self.warnings)} warning(s)>"
+
+
+_NETWORK_COLUMNS = (
+    "network",
+    "parameters",
+    "precision",
+    "expects",
+    "sees mean and std",
+    "accuracy",
+    "entropy",
+)
+
+
+def _network_row(network: NetworkFacts) -> tuple[str, ...]:
+    seen, accuracy = network.seen, network.accuracy
+    return (
+        f"{network.part} {network.name}".rstrip(),
+        "" if network.parameters is None else f"{network.parameters:,}",
+        ", ".join(network.precisions) or "unknown",
+        network.expects,
+        "" if seen is None else " ".join(f"{sum(x) / len(x):.2f}" for x in seen),
+        "" if accuracy is None else f"{100 * accuracy:.1f} %",
+        "" if network.entropy is None else f"{network.entropy:.2f} (ln {network.classes})",
+    )
+
+
+def _term_row(term: TermFacts) -> tuple[str, ...]:
+    rows = "" if term.rows is None else f"{term.rows:g}"
+    numbers = f"{term.value:.4g}", f"{term.weight:g}", rows
+    return (term.name, *numbers, f"{term.gradient:.3g}", f"{term.cosine:.2f}")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest entry, the first one left and the others right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            entry.ljust(width) if i == 0 else entry.rjust(width)
+            for i, (entry, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    )

@@ -1,0 +1,507 @@
+"""`Distiller.check` on images whose brightness is their class, so that a teacher needs no training.
+
+The brightness of class c is 60 + 60 * c, its noise 10; a teacher that knows it compares the mean of
+what its normalisation gives with the three brightnesses, normalised.
+"""
+
+import contextlib
+import math
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_ssd as ssd
+from keras_ssd.objectives import HardLabels, SoftLabels
+
+from . import tiny
+from .tiny import KD, LABELS_ONLY, everything, network, sgd
+
+GENERATOR = np.random.default_rng(0)
+LABELS = np.arange(48) % 3
+BRIGHTNESS = np.array([60.0, 120.0, 180.0])
+IMAGES = np.clip(
+    BRIGHTNESS[LABELS][:, None, None, None] + GENERATOR.normal(0, 10, (48, 8, 8, 3)), 0, 255
+).astype("uint8")
+MEAN, STD = [0.47] * 3, [0.2] * 3  # those of IMAGES
+
+
+SCALE, OFFSET = 1 / 255 / np.array(STD), -np.array(MEAN) / STD
+
+
+def knowing(scale=SCALE, offset=OFFSET, order=(0, 1, 2), channels=3):
+    """A teacher that is right for images normalised by the true constants, whatever it does."""
+    order = np.array(order)
+    seen = (BRIGHTNESS / 255 - MEAN[0]) / STD[0]
+    images = keras.Input((8, 8, 3))
+    x = images if scale is None else layers.Rescaling(scale, offset)(images)
+    x = layers.GlobalAveragePooling2D()(x)
+    dense = layers.Dense(3)
+    model = keras.Model(images, dense(x))
+    kernel = np.zeros((3, 3))
+    kernel[:channels] = 20 * seen[order] / channels
+    dense.set_weights([kernel, -10 * seen[order] ** 2])
+    return model
+
+
+def plain(**options):
+    """A student without a head."""
+    model = network(**options)
+    return keras.Model(model.inputs, model.output["logits"])
+
+
+def compiled(teacher=None, preset=KD, student=None, **options):
+    """A Distiller with a teacher that is right, unless another is given."""
+    needs_head = any("projection" in o.student_outputs for o in preset["objectives"])
+    student = student or (network() if needs_head else plain())
+    model = ssd.Distiller(teacher or knowing(), student, **preset)
+    model.compile(optimizer=options.pop("optimizer", None) or sgd(), run_eagerly=True, **options)
+    return model
+
+
+def check(model, images=IMAGES, labels=LABELS, batch_size=48, **options):
+    return model.check(images, labels, batch_size=batch_size, **options)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:The teacher has fewer parameters")
+
+
+def test_nothing_to_warn_of(capsys):
+    report = check(compiled())
+    assert report.warnings == ()
+    assert report.networks[0].accuracy == 1
+    printed = capsys.readouterr().out
+    assert printed == f"{report}\n"
+    assert "nothing to warn of" in printed
+    assert repr(report) == "<CheckReport: 0 warning(s)>"
+
+
+def test_table():
+    table = str(check(compiled(optimizer=sgd(0.25))))
+    assert table.startswith("One batch: 48 images 8x8x3 in ")
+    assert "48 rows, 1 steps an epoch, learning rate 0.25." in table
+    lines = table.splitlines()
+    teacher = next(line for line in lines if line.startswith("teacher "))
+    assert re.search(r"12 +float32 +raw 0..255 +-?0.0\d \d.\d\d +100.0 % +0.\d\d \(ln 3\)", teacher)
+    assert any(re.match(r"hard_labels +\d.* 0.5 +48 ", line) for line in lines)
+    assert any(re.match(r"teacher agreement \d+.\d %$", line) for line in lines)
+
+
+def test_changes_nothing():
+    model = compiled(student=network(dropout=0.5))
+    tiny.step(model, IMAGES, LABELS)
+    before, shown = everything(model), model.get_metrics_result()
+    check(model)
+    tiny.assert_equal(everything(model), before)
+    assert model.get_metrics_result() == shown
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_shows_what_the_next_step_does(graph):
+    """Values, agreement and gradient are those of the step that follows, augmentation included."""
+    square = keras.regularizers.L2(0.1)
+    student = network(kernel_regularizer=square, activity_regularizer=square)  # and `add_loss`
+    model = ssd.Distiller(tiny.teacher_network(), student, **tiny.SSKD, seed=5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(loss=loss, optimizer=sgd(1.0), metrics=["accuracy"], run_eagerly=not graph)
+    tiny.step(model)
+    report = check(model, tiny.IMAGES, tiny.LABELS)
+    before = tiny.trained(model)
+    shown = tiny.step(model)
+    for term in report.terms[:-1]:
+        assert term.value == pytest.approx(shown[term.name], rel=1e-5)
+    assert report.terms[-1].name == "student's own"
+    assert report.loss == pytest.approx(shown["loss"], rel=1e-5)
+    assert report.agreement == pytest.approx(shown["teacher_agreement"])
+    assert report.networks[1].accuracy == pytest.approx(shown["accuracy"])
+    moved = np.concatenate(
+        [(b - a).ravel() for b, a in zip(before, tiny.trained(model), strict=True)]
+    )
+    assert report.gradient == pytest.approx(np.linalg.norm(moved), rel=1e-4)
+
+
+def test_gradients_of_the_terms_add_up():
+    report = check(compiled())
+    along = sum(term.gradient * term.cosine for term in report.terms)
+    assert along == pytest.approx(report.gradient, rel=1e-6)
+    assert all(-1 <= term.cosine <= 1 for term in report.terms)
+
+
+def test_entropy_is_that_of_the_class_distributions():
+    logits = np.log([[0.5, 0.25, 0.25]])
+    report = check(compiled(lambda images: tf.tile(tf.constant(logits), [len(images), 1])))
+    expected = 0.5 * math.log(2) + 0.5 * math.log(4)
+    assert report.networks[0].entropy == pytest.approx(expected, rel=1e-6)
+
+
+def only_warning(report):
+    assert len(report.warnings) == 1, report.warnings
+    assert f"! {report.warnings[0][:40]}" in str(report)
+    return report.warnings[0]
+
+
+def test_teacher_at_chance():
+    random = np.random.default_rng(1).normal(size=(48, 3))
+    warning = only_warning(check(compiled(lambda _: tf.constant(random))))
+    assert re.match(r"The teacher is right in \d+ of 48 images, no more than chance", warning)
+
+
+def test_teacher_that_always_says_one_class_is_at_chance():
+    labels = np.where(np.arange(48) < 30, 2, LABELS)
+    constant = np.tile([0.0, 0.0, 5.0], (48, 1))
+    teacher = compiled(lambda _: tf.constant(constant))
+    assert "no more than chance" in only_warning(check(teacher, labels=labels))
+    other = compiled(lambda _: tf.constant(np.roll(constant, 1, axis=1)))
+    assert "no more than chance" in only_warning(check(other, labels=labels))
+
+
+def test_labels_of_one_class_tell_nothing():
+    warning = only_warning(check(compiled(), labels=np.full(48, 1)))
+    assert warning.startswith("All labels of this batch are class 1")
+
+
+@pytest.mark.parametrize("order", [[1, 2, 0], [0, 2, 1]])
+def test_classes_in_another_order(order):
+    warning = only_warning(check(compiled(knowing(order=order))))
+    wrong = sum(16 for place, number in enumerate(order) if place != number)
+    assert f"another order than the labels: it is right in {48 - wrong} of 48" in warning
+    assert "and in 48 when its classes are renumbered" in warning
+    said = order.index(2)  # the teacher's number for label 2
+    assert f"{said} where the label is 2" in warning
+
+
+NORMALIZED = ((IMAGES / 255 - MEAN) / STD).astype("float32")
+VALUES = {
+    "in 0..1": (IMAGES / 255).astype("float32"),
+    "in -1..1": (IMAGES / 127.5 - 1).astype("float32"),
+    "in 0..255": IMAGES.astype("float32"),
+}
+CONSTANTS = {"in 0..1": (0.0, 1.0), "in -1..1": (0.5, 0.5), "in 0..255": (0.0, 1 / 255)}
+
+
+@pytest.mark.parametrize(
+    ("words", "given_images"),
+    [
+        ("in 0..1", NORMALIZED),
+        ("in 0..255", NORMALIZED),
+        ("in -1..1", VALUES["in 0..255"]),
+    ],
+)
+def test_teacher_that_was_trained_with_other_values(words, given_images):
+    mean, std = CONSTANTS[words]
+    scale = np.array([std] * 3) / STD
+    offset = (np.array([mean] * 3) - MEAN) / STD
+    given, dense = keras.Input((8, 8, 3)), layers.Dense(3)  # no layer that normalises
+    teacher = keras.Model(given, knowing(None)(dense(given)))
+    dense.set_weights([np.diag(scale), offset])
+    assert check_accuracy(teacher, VALUES[words]) == 1
+    report = check(compiled(teacher, student=floating()), images=given_images)
+    assert f"when it sees them {words}: normalise them" in " ".join(report.warnings)
+
+
+def floating():
+    """A student without a layer that normalises."""
+    images = keras.Input((8, 8, 3))
+    return keras.Model(images, layers.Dense(3)(layers.Flatten()(images)))
+
+
+def check_accuracy(teacher, images):
+    return (np.argmax(teacher(images), axis=1) == LABELS).mean()
+
+
+def test_teacher_that_was_trained_with_normalised_images():
+    report = check(compiled(knowing(None), student=floating()), images=VALUES["in 0..1"])
+    assert "with mean 0 and deviation 1 a channel" in only_warning(report)
+
+
+def test_teacher_for_the_other_order_of_colours():
+    coloured = IMAGES.copy()
+    coloured[..., 1:] = 0
+    teacher = knowing(channels=1)
+    report = check(compiled(teacher), images=coloured[..., ::-1])
+    assert any("with red and blue exchanged" in warning for warning in report.warnings)
+
+
+def test_mean_and_deviation_exchanged():
+    """In teacher and student: by what the constants give, and by what the teacher then knows."""
+    mean, std = np.array(STD), np.array(MEAN)
+    scale, offset = 1 / 255 / std, -mean / std
+    report = check(compiled(knowing(scale, offset)))
+    assert "behind its own normalisation with mean 0 and deviation 1" in report.warnings[0]
+    assert "The teacher 'functional" in report.warnings[1]
+    assert "mean and deviation are exchanged" in report.warnings[1]
+    student = ssd.models.build("resnet8", num_classes=3, input_shape=(8, 8, 3), mean=mean, std=std)
+    assert "The student 'resnet8' turns" in only_warning(check(compiled(student=student)))
+
+
+def test_one_scale_for_all_channels_is_no_standardisation():
+    """Networks for 0..1 and -1..1 are no mistake."""
+    inner = knowing(None)
+    images = keras.Input((8, 8, 3))
+    unit = layers.Rescaling(1 / 255)(images)
+    dense = layers.Dense(3)
+    teacher = keras.Model(images, inner(dense(unit)))
+    dense.set_weights([np.diag(1 / np.array(STD)), -np.array(MEAN) / STD])
+    assert check(compiled(teacher)).warnings == ()
+
+
+def test_values_that_fit_no_network():
+    report = check(compiled(), images=NORMALIZED)
+    text = " ".join(report.warnings)
+    assert "The student 'functional" in text
+    assert "normalises raw images (0..255) itself, but the images lie in -" in text
+
+
+@pytest.mark.parametrize("part", ["teacher", "student"])
+def test_softmax_ending(part):
+    """A softmax that only a call shows: those of functional models are refused before."""
+
+    class Hidden(keras.Model):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def call(self, images):
+            return keras.ops.softmax(self.inner(images))
+
+    inner = {"teacher": knowing(), "student": floating()}
+    inner[part] = Hidden(inner[part])
+    inner[part](IMAGES.astype("float32"))
+    report = check(compiled(inner["teacher"], student=inner["student"]))
+    assert f"The {part} returns probabilities, and logits are needed" in " ".join(report.warnings)
+
+
+def test_scores_that_are_no_numbers():
+    report = check(compiled(lambda _: tf.fill([48, 3], math.nan)))
+    text = " ".join(report.warnings)
+    assert "The teacher gives NaN or infinite logits" in text
+    assert "`soft_labels` or its gradient is NaN" in text
+
+
+@pytest.mark.parametrize(("images", "warns"), [(1, True), (7, True), (8, False)])
+def test_batch_too_small_for_similarity(images, warns):
+    model = compiled(tiny.teacher_network(), tiny.SSKD)
+    report = check(model, tiny.IMAGES[:images], tiny.LABELS[:images])
+    text = " ".join(report.warnings)
+    assert warns == (
+        f"`similarity_transfer` compares each view with the images of the batch, and {images}"
+        in text
+    )
+    assert "compares each view" not in " ".join(check(compiled(), IMAGES[:2], LABELS[:2]).warnings)
+
+
+def zero_gradient(report, name):
+    return next(w for w in report.warnings if w.startswith(f"`{name}` has no gradient"))
+
+
+def test_term_without_weight():
+    preset = {"objectives": [HardLabels(), SoftLabels(weight=0)]}
+    assert "its weight is 0" in zero_gradient(check(compiled(preset=preset)), "soft_labels")
+
+
+def test_term_that_counts_no_row():
+    report = check(compiled(), labels=np.full(48, -1))
+    assert "no row of this batch counts" in zero_gradient(report, "hard_labels")
+    assert report.networks[0].accuracy is None
+
+
+def test_term_that_reaches_nothing():
+    student = network()
+    for layer in student.layers:
+        layer.trainable = layer.name == "head"
+    report = check(compiled(student=student))
+    assert "depends on no trainable variable" in zero_gradient(report, "hard_labels")
+    assert "2 trainable variables of the student are reached by no term" in report.warnings[-1]
+    assert "head/kernel, head/bias." in report.warnings[-1]
+
+
+def test_term_at_its_minimum():
+    only = {"objectives": [Nothing()]}
+    assert "at its minimum, or a layer is dead" in zero_gradient(
+        check(compiled(preset=only)), "nothing"
+    )
+
+
+class Nothing(ssd.objectives.Objective):
+    """The logits times 0."""
+
+    student_outputs = ("logits",)
+
+    def __call__(self, batch):
+        logits = batch.student["logits"]
+        return tf.reduce_sum(0 * logits), tf.cast(tf.shape(logits)[0], logits.dtype)
+
+
+def test_small_gradient_of_a_float16_student_is_not_zero():
+    student = plain()
+    keras.config.set_dtype_policy("mixed_float16")
+    half = plain()
+    keras.config.set_dtype_policy("float32")
+    tiny_weight = {"objectives": [HardLabels(weight=1e-3)]}
+    expected = check(compiled(student=student, preset=tiny_weight)).gradient
+    got = check(compiled(student=half, preset=tiny_weight))
+    assert got.networks[-1].precisions == ("float16",)
+    assert got.gradient == pytest.approx(expected, rel=0.05)
+
+
+def test_precision_of_each_network():
+    model = ssd.models.build("resnet8", num_classes=3, input_shape=(8, 8, 3), mean=MEAN, std=STD)
+    half = ssd.freeze(model, dtype="bfloat16")
+    student = ssd.models.build(
+        "resnet8", num_classes=3, input_shape=(8, 8, 3), dtype="mixed_bfloat16"
+    )
+    teacher, student = check(compiled(half, student=student)).networks
+    assert teacher.precisions == ("bfloat16", "float32")
+    assert student.precisions == ("bfloat16", "float32")
+    assert (teacher.expects, student.expects) == ("raw 0..255", "normalised")
+    assert teacher.parameters == model.count_params()
+
+
+def test_stored_teacher():
+    stored = knowing()(IMAGES.astype("float32")).numpy()
+    report = check(compiled(None, KD), images={"image": IMAGES, "teacher": {"logits": stored}})
+    teacher = report.networks[0]
+    assert (teacher.part, teacher.accuracy, teacher.parameters) == ("stored teacher", 1, None)
+    assert report.warnings == ()
+
+
+def test_teacher_of_other_classes():
+    """Accuracy and agreement mean nothing; what remains is shown."""
+    teacher = tiny.network(units=5)
+    only_similar = {**tiny.SSKD, "objectives": [ssd.objectives.SimilarityTransfer()]}
+    report = check(compiled(teacher, only_similar))
+    assert report.agreement is None
+    assert [network.accuracy is None for network in report.networks] == [True, False]
+    assert report.networks[0].classes == 5
+
+
+def test_teacher_with_preprocessing():
+    teacher = ssd.freeze(
+        knowing(None), preprocessing=lambda x: (tf.cast(x, "float32") / 255 - 0.47) / 0.2
+    )
+    report = check(compiled(teacher))
+    assert report.warnings == ()
+    assert report.networks[0].expects == "preprocessing"
+
+
+def test_no_teacher():
+    report = check(labels_only())
+    assert [network.part for network in report.networks] == ["student"]
+    assert report.agreement is None
+
+
+def labels_only():
+    model = ssd.Distiller(student=plain(), **LABELS_ONLY)
+    model.compile(optimizer=sgd())
+    return model
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return IMAGES[:12], LABELS[:12]
+
+
+@pytest.mark.parametrize(
+    ("data", "images", "steps"),
+    [
+        ((IMAGES, LABELS), 32, "2 steps"),
+        ((tf.constant(IMAGES), tf.constant(LABELS)), 32, "2 steps"),
+        (({"image": IMAGES}, LABELS), 32, "2 steps"),
+        ((tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16),), 16, "3 steps"),
+        ((tf.data.Dataset.from_tensors((IMAGES, LABELS)).repeat(),), 48, "an unknown number of"),
+        ((Batches(),), 12, "4 steps"),
+    ],
+)
+def test_kinds_of_data(data, images, steps):
+    report = labels_only().check(*data)
+    assert report.batch.startswith(f"One batch: {images} images")
+    assert steps in report.batch
+    assert report.terms[0].rows == images
+
+
+def test_arrays_are_seen_evenly():
+    """Sorted images of three classes show all three."""
+    order = np.argsort(LABELS, kind="stable")
+    report = check(compiled(), IMAGES[order], LABELS[order], batch_size=6)
+    assert report.warnings == ()
+    assert report.terms[0].rows == 6
+
+
+def test_sample_weight_counts():
+    weights = np.where(LABELS == 0, 0.5, 0.0).astype("float32")
+    report = compiled().check(IMAGES, LABELS, weights, batch_size=48)
+    assert report.terms[0].rows == 8
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (((x for x in [(IMAGES, LABELS)]),), "got none of a generator"),
+        (
+            (tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(99, drop_remainder=True),),
+            "needs a batch",
+        ),
+        ((IMAGES[:0], LABELS[:0]), "with at least one image"),
+        ((IMAGES,), "`hard_labels` needs labels"),
+    ],
+)
+def test_refuses(data, message):
+    with pytest.raises(ValueError, match=message):
+        labels_only().check(*data)
+
+
+def test_refuses_what_is_not_compiled():
+    model = ssd.Distiller(student=network(), **LABELS_ONLY)
+    with pytest.raises(ValueError, match=r"Call `compile\(\)` before you check"):
+        model.check(IMAGES, LABELS)
+
+
+def test_labels_out_of_range_are_one_sentence():
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Labels must be -1"):
+        labels_only().check(IMAGES, LABELS + 5)
+
+
+def test_two_replicas_check_the_whole_batch_on_one(two_replicas):
+    expected = check(compiled(tiny.teacher_network(), tiny.SSKD, network(seed=3)))
+    with two_replicas.scope():
+        model = compiled(tiny.teacher_network(), tiny.SSKD, network(seed=3))
+        with pytest.raises(ValueError, match=r"Leave the scope of the tf\.distribute strategy"):
+            check(model)
+    report = check(model)
+    assert "2 replicas" in report.batch
+    assert [term.value for term in report.terms] == pytest.approx(
+        [term.value for term in expected.terms], rel=1e-5
+    )
+    assert report.gradient == pytest.approx(expected.gradient, rel=1e-5)
+
+
+class Counting:
+    """A data set that counts how often it is begun."""
+
+    def __init__(self):
+        self.begun = tf.Variable(0)
+
+    def dataset(self, images):
+        def begin(_):
+            self.begun.assign_add(1)
+            return tf.data.Dataset.from_tensor_slices((images, LABELS)).batch(16)
+
+        batches = tf.data.Dataset.range(1).flat_map(begin)
+        return batches.apply(tf.data.experimental.assert_cardinality(3))
+
+
+@pytest.mark.parametrize(("check", "begun"), [(True, 3), (False, 2)])
+def test_fit_looks_at_values_once_or_not_at_all(check, begun):
+    """Images in 0..1 for a student that takes raw ones; two calls of `fit`."""
+    model, counting = labels_only(), Counting()
+    data = counting.dataset(VALUES["in 0..1"])
+    with pytest.warns(UserWarning, match="normalises raw") if check else contextlib.nullcontext():
+        model.fit(data, verbose=0, check=check)
+    model.fit(data, verbose=0, check=check)
+    assert counting.begun.numpy() == begun

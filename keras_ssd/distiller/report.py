@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -120,7 +121,7 @@ _NETWORK_COLUMNS = (
     "parameters",
     "precision",
     "expects",
-    "sees mean and std",
+    "sees",
     "accuracy",
     "entropy",
 )
@@ -133,10 +134,16 @@ def _network_row(network: NetworkFacts) -> tuple[str, ...]:
         "" if network.parameters is None else f"{network.parameters:,}",
         ", ".join(network.precisions) or "unknown",
         network.expects,
-        "" if seen is None else " ".join(f"{sum(x) / len(x):.2f}" for x in seen),
+        "" if seen is None else " +- ".join(f"{sum(x) / len(x):.2f}" for x in seen),
         "" if accuracy is None else f"{100 * accuracy:.1f} %",
-        "" if network.entropy is None else f"{network.entropy:.2f} (ln {network.classes})",
+        _entropy(network.entropy, network.classes),
     )
+
+
+def _entropy(entropy: float | None, classes: int | None) -> str:
+    if entropy is None or classes is None:
+        return ""
+    return f"{entropy:.2f} of {math.log(classes):.2f}"
 
 
 def _term_row(term: TermFacts) -> tuple[str, ...]:

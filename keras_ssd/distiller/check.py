@@ -10,12 +10,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.batch import Batch
 from keras_ssd.distiller import preflight
 from keras_ssd.distiller.diagnosis import teacher_findings
 from keras_ssd.distiller.guard import are_probabilities
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.report import CheckReport, NetworkFacts, TermFacts
-from keras_ssd.distiller.steps import Rehearsal, Steps
+from keras_ssd.distiller.steps import RehearsedTerm, Steps
 from keras_ssd.layers.structure import (
     compute_dtypes,
     flat_layers,
@@ -25,7 +26,6 @@ from keras_ssd.layers.structure import (
 )
 
 FEW_IMAGES = 8  # fewer columns of a similarity matrix say little; the papers have 64
-_OWN = "student's own"  # regularisers, `add_loss` and `compile(loss=)`
 _EXPECTS = {True: "raw 0..255", False: "normalised", None: "unknown"}
 
 
@@ -39,14 +39,13 @@ def checked(distiller: Steps, data: Any, steps_per_epoch: int | None) -> CheckRe
     """
     inputs = Inputs.of(data)
     images = np.asarray(inputs.images)
-    rehearsal = distiller.rehearse(data)
-    scores = _plain_scores(rehearsal)
+    rows, rehearsed = distiller.rehearse(data)
+    scores = _plain_scores(rows)
     student = scores["student"]
-    labels = rehearsal.batch.labels
-    labels = None if labels is None else rehearsal.batch.labels_of("plain").numpy()
+    labels = None if rows.labels is None else rows.labels_of("plain").numpy()
     comparable = "teacher" in scores and scores["teacher"].shape == student.shape
     networks = _networks(distiller, inputs, images, scores, labels)
-    terms, gradient = _terms(distiller, rehearsal)
+    terms, gradient = _terms(rehearsed)
     findings: list[str] = []
     if comparable and labels is not None:
         asked = distiller.teacher if inputs.teacher is None else None
@@ -54,7 +53,8 @@ def checked(distiller: Steps, data: Any, steps_per_epoch: int | None) -> CheckRe
     findings += _value_findings(distiller, images, networks)
     findings += _score_findings(scores)
     findings += _batch_findings(distiller, len(images))
-    findings += _term_findings(distiller, rehearsal, terms)
+    findings += _term_findings(terms, rehearsed)
+    findings += _untaught(distiller.student, rehearsed)
     agree = scores["teacher"].argmax(1) == student.argmax(1) if comparable else None
     return CheckReport(
         warnings=tuple(findings),
@@ -84,9 +84,8 @@ def _words(distiller: Steps, images: np.ndarray, steps_per_epoch: int | None) ->
     return f"One batch: {', '.join(words)}."
 
 
-def _plain_scores(rehearsal: Rehearsal) -> dict[str, np.ndarray]:
+def _plain_scores(batch: Batch) -> dict[str, np.ndarray]:
     """The logits of the plain rows in float64, by part."""
-    batch = rehearsal.batch
     return {
         part: np.asarray(batch.select(outputs["logits"], "plain"), "float64")
         for part, outputs in (("teacher", batch.teacher), ("student", batch.student))
@@ -154,41 +153,30 @@ def _entropy(logits: np.ndarray) -> float:
     return -float(tf.reduce_mean(tf.reduce_sum(tf.exp(logs) * logs, axis=1)))
 
 
-def _terms(distiller: Steps, rehearsal: Rehearsal) -> tuple[tuple[TermFacts, ...], float]:
+def _terms(rehearsed: Sequence[RehearsedTerm]) -> tuple[tuple[TermFacts, ...], float]:
     """Facts on each term of the loss, and the norm of the loss's gradient."""
-    weights = {objective.name: objective.weight for objective in distiller.objectives}
-    means, gradients = dict(rehearsal.means), dict(rehearsal.gradients)
-    if rehearsal.own_loss:
-        weights[_OWN], means[_OWN], gradients[_OWN] = (
-            1.0,
-            rehearsal.own_loss,
-            rehearsal.own_gradient,
-        )
-    variables = distiller.student.trainable_variables
-    whole = {
-        name: np.concatenate(
-            [
-                np.zeros(v.shape).ravel() if g is None else weights[name] * g.ravel()
-                for g, v in zip(gradient, variables, strict=True)
-            ]
-            or [np.zeros(0)]
-        )
-        for name, gradient in gradients.items()
-    }
-    total = np.sum(list(whole.values()), axis=0)
-    norm = float(np.linalg.norm(total))
+    by_variable = zip(*(term.gradient for term in rehearsed), strict=True)
+    columns = [_filled(gradients) for gradients in by_variable]
+    gradients = np.concatenate([np.zeros((len(rehearsed), 0)), *columns], axis=1)
+    total = gradients.sum(axis=0)
     terms = tuple(
         TermFacts(
-            name=name,
-            value=means[name],
-            weight=weights[name],
-            rows=rehearsal.counts.get(name),
+            name=term.name,
+            value=term.mean,
+            weight=term.weight,
+            rows=term.count,
             gradient=float(np.linalg.norm(gradient)),
             cosine=_cosine(gradient, total),
         )
-        for name, gradient in whole.items()
+        for term, gradient in zip(rehearsed, gradients, strict=True)
     )
-    return terms, norm
+    return terms, float(np.linalg.norm(total))
+
+
+def _filled(gradients: Sequence[np.ndarray | None]) -> np.ndarray:
+    """The terms' gradients of one variable as rows, zeros where a term does not reach it."""
+    size = max((gradient.size for gradient in gradients if gradient is not None), default=0)
+    return np.stack([np.zeros(size) if g is None else g.ravel() for g in gradients])
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:
@@ -245,35 +233,35 @@ def _batch_findings(distiller: Steps, images: int) -> Iterator[str]:
         )
 
 
-def _term_findings(
-    distiller: Steps, rehearsal: Rehearsal, terms: Sequence[TermFacts]
-) -> Iterator[str]:
-    """Terms that teach nothing, and parts of the student that nothing teaches."""
-    for term in terms:
+def _term_findings(terms: Sequence[TermFacts], rehearsed: Sequence[RehearsedTerm]) -> Iterator[str]:
+    """Terms that teach nothing."""
+    for term, how in zip(terms, rehearsed, strict=True):
         if not (np.isfinite(term.value) and np.isfinite(term.gradient)):
             yield f"`{term.name}` or its gradient is NaN or infinite on this batch."
         elif term.gradient == 0:
-            yield f"`{term.name}` has no gradient on the student: {_why(rehearsal, term)}."
-    gradients = [*rehearsal.gradients.values(), rehearsal.own_gradient]
-    untaught = [
-        variable.path
-        for variable, *reached in zip(
-            distiller.student.trainable_variables, *gradients, strict=True
-        )
-        if all(gradient is None for gradient in reached)
-    ]
-    if untaught:
-        yield (
-            f"{len(untaught)} trainable variables of the student are reached by no term and stay "
-            f"as they are: {', '.join(untaught[:3])}{', ...' if untaught[3:] else ''}."
-        )
+            yield f"`{term.name}` has no gradient on the student: {_why(how)}."
 
 
-def _why(rehearsal: Rehearsal, term: TermFacts) -> str:
+def _why(term: RehearsedTerm) -> str:
     if term.weight == 0:
         return "its weight is 0"
-    if term.rows == 0:
+    if term.count == 0:
         return "no row of this batch counts for it (labels, weights, `keep_wrong`)"
-    if all(gradient is None for gradient in rehearsal.gradients.get(term.name, ())):
+    if all(gradient is None for gradient in term.gradient):
         return "what it reads depends on no trainable variable"
     return "all rows of this batch are at its minimum, or a layer is dead or saturated"
+
+
+def _untaught(student: keras.Model, rehearsed: Sequence[RehearsedTerm]) -> Iterator[str]:
+    """Trainable variables that nothing teaches."""
+    by_variable = zip(*(term.gradient for term in rehearsed), strict=True)
+    paths = [
+        variable.path
+        for variable, gradients in zip(student.trainable_variables, by_variable, strict=True)
+        if all(gradient is None for gradient in gradients)
+    ]
+    if paths:
+        yield (
+            f"{len(paths)} trainable variables of the student are reached by no term and stay "
+            f"as they are: {', '.join(paths[:3])}{', ...' if paths[3:] else ''}."
+        )

@@ -24,27 +24,26 @@ from keras_ssd.views import Views
 
 
 @dataclasses.dataclass(frozen=True)
-class Rehearsal:
-    """What a training step on one batch would do.
+class RehearsedTerm:
+    """A term of the loss on one batch.
 
     Attributes:
-        batch: What the objectives were given.
-        means: The bare mean of each term, by the objective's name.
-        counts: The weight of the rows that a term counts.
-        gradients: The gradient of each bare mean: an array a trainable variable of the student,
+        name: The objective's name, or `OWN`.
+        weight: What the mean is multiplied by in the loss.
+        mean: The bare mean.
+        count: The weight of the rows that it counts; None for `OWN`.
+        gradient: The gradient of the weighted mean: an array a trainable variable of the student,
             None where the term does not reach it.
-        own_loss: Regularisers, `add_loss` and `compile(loss=)`.
-        own_gradient: Their gradient.
     """
 
-    batch: Batch
-    means: Mapping[str, float]
-    counts: Mapping[str, float]
-    gradients: Mapping[str, list[np.ndarray | None]]
-    own_loss: float
-    own_gradient: list[np.ndarray | None]
+    name: str
+    weight: float
+    mean: float
+    count: float | None
+    gradient: list[np.ndarray | None]
 
 
+OWN = "student's own"  # regularisers, `add_loss` and `compile(loss=)`
 _Term = tuple[Objective, tf.Tensor, tf.Tensor]  # an objective, its sum and its count
 _CROSS_ENTROPY = HardLabels(name="cross_entropy")  # the loss of an evaluation
 
@@ -100,11 +99,14 @@ class Steps(keras.Model):
         self._track(batch, terms, guard.checked(share))
         return self.get_metrics_result()
 
-    def rehearse(self, data: Any) -> Rehearsal:
+    def rehearse(self, data: Any) -> tuple[Batch, list[RehearsedTerm]]:
         """A training step on one replica that changes nothing, its gradient a term at a time.
 
         Args:
             data: A batch, as `fit` hands one to `train_step`.
+
+        Returns:
+            What the objectives were given, and the terms; the student's own only if it has any.
         """
         inputs = self._inputs(data, training=True)
         self._check_inputs(inputs)
@@ -113,20 +115,26 @@ class Steps(keras.Model):
         scope = keras.StatelessScope(collect_losses=True, initialize_variables=False)
         with scope, tf.GradientTape(persistent=True) as tape:
             batch, *_ = self._batch(inputs, rows, teacher, training=True)
-            terms = _run(self.objectives, batch)
-            means = {o.name: tf.math.divide_no_nan(total, count) for o, total, count in terms}
+            terms = [
+                (objective.name, objective.weight, tf.math.divide_no_nan(total, count), count)
+                for objective, total, count in _run(self.objectives, batch)
+            ]
+            weighted = [weight * mean for _, weight, mean, _ in terms]
         with tape:  # regularisers find no weights in the scope
             own = self._student_losses(batch, scope.losses)
+        if own != 0:
+            terms, weighted = [*terms, (OWN, 1.0, own, None)], [*weighted, own]
         variables = self.student.trainable_variables
-        counts = {objective.name: float(count) for objective, _, count in terms}
-        return Rehearsal(
-            batch=batch,
-            means={name: float(mean) for name, mean in means.items()},
-            counts=counts,
-            gradients={n: whole_gradient(tape, mean, variables) for n, mean in means.items()},
-            own_loss=float(own),
-            own_gradient=whole_gradient(tape, own, variables),
-        )
+        return batch, [
+            RehearsedTerm(
+                name=name,
+                weight=weight,
+                mean=float(mean),
+                count=None if count is None else float(count),
+                gradient=whole_gradient(tape, value, variables),
+            )
+            for (name, weight, mean, count), value in zip(terms, weighted, strict=True)
+        ]
 
     @tf.autograph.experimental.do_not_convert
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:

@@ -85,7 +85,9 @@ def test_table():
     assert "48 rows, 1 steps an epoch, learning rate 0.25." in table
     lines = table.splitlines()
     teacher = next(line for line in lines if line.startswith("teacher "))
-    assert re.search(r"12 +float32 +raw 0..255 +-?0.0\d \+- \d.\d\d +100.0 % +0.\d\d of 1.10", teacher)
+    assert re.search(
+        r"12 +float32 +raw 0..255 +-?0.0\d \+- \d.\d\d +100.0 % +0.\d\d of 1.10", teacher
+    )
     assert any(re.match(r"hard_labels +\d.* 0.5 +48 ", line) for line in lines)
     assert any(re.match(r"teacher agreement \d+.\d %$", line) for line in lines)
 

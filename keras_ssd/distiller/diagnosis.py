@@ -89,10 +89,9 @@ def _other_values(teacher: FrozenTeacher, images: np.ndarray, labels: np.ndarray
     words = max(found, key=lambda name: found[name].sum())
     if not _better(found[words], right, labels):
         return None
-    where = "behind its own normalisation " if _own_normalization(teacher) else ""
     return (
         f"The teacher is right in {right.sum()} of {len(labels)} images as they are, and in "
-        f"{found[words].sum()} when it sees them {where}{words}: normalise them as it was trained, "
+        f"{found[words].sum()} when it sees them {words}: normalise them as it was trained, "
         "in the model or by `teacher_preprocessing`."
     )
 
@@ -108,19 +107,15 @@ def _candidates(teacher: FrozenTeacher, images: np.ndarray) -> Iterator[tuple[st
         "in 0..255": 255 * unit,
         "with mean 0 and deviation 1 a channel": (unit - mean) / np.maximum(std, 1e-3),
     }
-    layer = _own_normalization(teacher)
+    layer = None if teacher.preprocessing is not None else normalization_of(teacher.model)
     for words, values in seen.items():
         if layer is not None:  # both kinds of layer are affine
             offset = np.asarray(layer(np.zeros_like(images[:1])), "float32")
             scale = np.asarray(layer(np.ones_like(images[:1])), "float32") - offset
-            values = (values - offset) / scale
+            values, words = (values - offset) / scale, f"{words}, behind its own normalisation"
         yield words, values
     if images.shape[-1] == 3:
         yield "with red and blue exchanged", images[..., ::-1]
-
-
-def _own_normalization(teacher: FrozenTeacher) -> Any:
-    return None if teacher.preprocessing is not None else normalization_of(teacher.model)
 
 
 def _in_unit_range(images: np.ndarray) -> np.ndarray:

@@ -224,7 +224,9 @@ def test_teacher_for_the_other_order_of_colours():
     coloured[..., 1:] = 0
     teacher = knowing(channels=1)
     report = check(compiled(teacher), images=coloured[..., ::-1])
-    assert any("with red and blue exchanged" in warning for warning in report.warnings)
+    assert any(
+        "when it sees them with red and blue exchanged: " in warning for warning in report.warnings
+    )
 
 
 def test_mean_and_deviation_exchanged():
@@ -232,11 +234,16 @@ def test_mean_and_deviation_exchanged():
     mean, std = np.array(STD), np.array(MEAN)
     scale, offset = 1 / 255 / std, -mean / std
     report = check(compiled(knowing(scale, offset)))
-    assert "behind its own normalisation with mean 0 and deviation 1" in report.warnings[0]
+    seen = "with mean 0 and deviation 1 a channel, behind its own normalisation: normalise them"
+    assert seen in report.warnings[0]
     assert "The teacher 'functional" in report.warnings[1]
     assert "mean and deviation are exchanged" in report.warnings[1]
     student = ssd.models.build("resnet8", num_classes=3, input_shape=(8, 8, 3), mean=mean, std=std)
     assert "The student 'resnet8' turns" in only_warning(check(compiled(student=student)))
+    images = keras.Input((8, 8, 3))
+    normalize = layers.Normalization(mean=255 * mean, variance=np.square(255 * std))
+    adapted = keras.Model(images, layers.Dense(3)(layers.Flatten()(normalize(images))))
+    assert "should give about 0 and 1" in only_warning(check(compiled(student=adapted)))
 
 
 def test_one_scale_for_all_channels_is_no_standardisation():

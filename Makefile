@@ -5,7 +5,7 @@ SEEDS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow check format bench bench-full clean
+.PHONY: quickstart test test-slow test-oldest check format docs bench bench-full clean
 
 quickstart: $(VENV)/quickstart.installed  ## a teacher, a student and a SavedModel, in minutes
 	$(BIN)/python examples/quickstart.py --seeds $(SEEDS)
@@ -17,7 +17,7 @@ test-slow: $(VENV)/dev.installed  ## real images, several processes; the Distill
 	$(BIN)/python -m pytest -m slow
 	KERAS_SSD_FUSED=1 $(BIN)/python -m pytest tests/distiller tests/test_teacher.py
 
-check: $(VENV)/dev.installed  ## lint, format, types, imports point one way
+check: $(VENV)/dev.installed docs  ## lint, format, types, imports point one way, the documentation builds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -27,6 +27,9 @@ format: $(VENV)/dev.installed  ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/dev.installed  ## the documentation as pages in site/, begin with site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/dev.installed  ## the figures of docs/benchmarks.md, in under 15 minutes; nothing else may run
 	$(BIN)/python benchmarks/run.py
 
@@ -34,7 +37,7 @@ bench-full: $(VENV)/dev.installed  ## more pairs, more turns, the profile, the q
 	$(BIN)/python benchmarks/run.py --full
 
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist runs site
 
 $(VENV)/%.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -16,10 +16,11 @@ class FollowEpoch(keras.callbacks.Callback):
 
     The order is a function of the seed given to `data.load` and the epoch alone, so that
     `fit(initial_epoch=e)` sees what a run from epoch 0 would have seen. The `Distiller` adds this
-    callback by itself; a plain `model.fit` is given it::
+    callback by itself; a plain `model.fit` is given it:
 
         data = ssd.data.load("digits", batch_size=64)
-        model.fit(data.train, epochs=10, callbacks=[ssd.callbacks.FollowEpoch(data.train)])
+        follow = ssd.callbacks.FollowEpoch(data.train)
+        model.fit(data.train, epochs=10, callbacks=[follow])
 
     Without it every epoch has the order of epoch 0. A data set derived from a training set (by
     `.map`, `.take`, `.zip` and the like) is followed just as well.
@@ -59,3 +60,23 @@ class FollowEpoch(keras.callbacks.Callback):
         """Sets the epoch; an iterator reads it when its first batch is asked for."""
         for variable in self._epochs:
             variable.assign(epoch)
+
+
+def followed(callbacks: Any, dataset: Any) -> Any:
+    """The callbacks given to `fit`, with a `FollowEpoch` where the data set needs one more.
+
+    Args:
+        callbacks: None, a callback, a list of them, or a `keras.callbacks.CallbackList`.
+        dataset: What `fit` trains on.
+
+    Returns:
+        A list, or the `CallbackList` that was given.
+    """
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = keras.tree.flatten(callbacks or [])
+    present = getattr(callbacks, "callbacks", callbacks)
+    if epochs_of(dataset) and not any(isinstance(one, FollowEpoch) for one in present):
+        follow = FollowEpoch(dataset)
+        follow.set_params(getattr(callbacks, "params", None) or {})
+        present.append(follow)
+    return callbacks

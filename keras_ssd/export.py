@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
@@ -17,6 +18,7 @@ from keras_ssd.layers.functional import is_functional
 from keras_ssd.layers.structure import inner_layers, takes_raw_images
 from keras_ssd.losses.precision import at_least_float32
 
+_CLASS_NAMES = "class_names.txt"
 _EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
 
 
@@ -24,6 +26,8 @@ def export_student(
     distiller_or_network: keras.Model,
     path: str | os.PathLike[str],
     outputs: Literal["logits", "probabilities"] = "logits",
+    *,
+    class_names: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Writes the student's inference function as a SavedModel, verified against the student.
 
@@ -42,15 +46,18 @@ def export_student(
             returns logits, or a dict with `logits`.
         path: The folder to write. It must not exist, or hold an earlier SavedModel.
         outputs: `"logits"`, or `"probabilities"`: their softmax, computed in float32.
+        class_names: One name a class, in the order of the logits, such as `data.info.class_names`.
+            They become the file `assets/class_names.txt` (UTF-8, one a line) of the SavedModel,
+            whose path is `tf.saved_model.load(path).class_names.asset_path`. None: no such file.
 
     Returns:
         The path.
 
     Raises:
-        TypeError: If there is no Keras model to export.
+        TypeError: If there is no Keras model to export, or `class_names` is no sequence.
         ValueError: If the student is not built, has several inputs, gives no logits or ends with a
-            softmax; `outputs` is unknown; `path` is something else than a SavedModel; or the
-            scope of a strategy is open.
+            softmax; `outputs` is unknown; `class_names` are not one distinct line a class; `path`
+            is something else than a SavedModel; or the scope of a strategy is open.
         RuntimeError: If what was written computes something else than the student.
     """
     if outputs not in ("logits", "probabilities"):
@@ -67,12 +74,18 @@ def export_student(
     spec = _image_spec(student)
     batches = [_random_images(spec, rows) for rows in (1, 3)]
     expected = [_answer(_logits(student(batch, training=False)), outputs) for batch in batches]
+    if class_names is not None:
+        _check_class_names(class_names, classes=expected[0].shape[-1])
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         new = pathlib.Path(folder, "new")
-        _write(strip_heads(student) if is_functional(student) else student, spec, outputs, new)
-        difference = _verify(new, batches, expected, outputs, _tolerance(student))
+        network = strip_heads(student) if is_functional(student) else student
+        _write(network, spec, outputs, class_names, new)
+        loaded = tf.saved_model.load(str(new))
+        difference = _verify(loaded, batches, expected, outputs, _tolerance(student))
+        if class_names is not None:
+            _verify_class_names(loaded, class_names)
         _put_in_place(new, path, earlier=pathlib.Path(folder, "earlier"))
     print(f"{path}: differs from the student by at most {difference:.2g} on random images")
     return path
@@ -143,9 +156,40 @@ def _answer(logits: tf.Tensor, outputs: str) -> np.ndarray:
     return (tf.nn.softmax(logits) if outputs == "probabilities" else logits).numpy()
 
 
-def _write(network: keras.Model, spec: tf.TensorSpec, outputs: str, folder: pathlib.Path) -> None:
+def _check_class_names(class_names: Sequence[str], classes: int) -> None:
+    if isinstance(class_names, str | bytes) or not isinstance(class_names, Sequence):
+        raise TypeError(
+            f"`class_names` must be a sequence of strings, one a class, got {class_names!r}."
+        )
+    for name in class_names:
+        if not isinstance(name, str) or not name.strip() or name.splitlines() != [name]:
+            raise ValueError(
+                "`class_names` must be strings of one line that are not empty, as each becomes a "
+                f"line of a file, got {name!r}."
+            )
+    twice = [name for name in dict.fromkeys(class_names) if class_names.count(name) > 1]
+    if twice:
+        raise ValueError(f"`class_names` must be distinct, got {twice[0]!r} more than once.")
+    if len(class_names) != classes:
+        raise ValueError(
+            f"`class_names` must be one a class of the student, so {classes}, got "
+            f"{len(class_names)}: give those of the data that it was trained on."
+        )
+
+
+def _write(
+    network: keras.Model,
+    spec: tf.TensorSpec,
+    outputs: str,
+    class_names: Sequence[str] | None,
+    folder: pathlib.Path,
+) -> None:
     """Saves the inference function of `network` on plain variables, so without a trace of Keras."""
     module = tf.Module()
+    if class_names is not None:
+        file = folder.with_name(_CLASS_NAMES)  # beside the SavedModel, which takes a copy
+        file.write_bytes(_lines(class_names))
+        module.class_names = tf.saved_model.Asset(str(file))
     frozen = FrozenCopy(network)
     module.weights = [variable.value for variable in frozen.variables]
 
@@ -158,14 +202,13 @@ def _write(network: keras.Model, spec: tf.TensorSpec, outputs: str, folder: path
 
 
 def _verify(
-    folder: pathlib.Path,
+    loaded: Any,  # what `tf.saved_model.load` gives has no public type
     batches: list[tf.Tensor],
     expected: list[np.ndarray],
     outputs: str,
     tolerance: float,
 ) -> float:
     """The largest difference between SavedModel and student; raises if it is no rounding."""
-    loaded = tf.saved_model.load(str(folder))
     serve = loaded.signatures["serving_default"]
     got = np.concatenate([serve(image=batch)[outputs].numpy() for batch in batches])
     wanted = np.concatenate(expected)
@@ -177,6 +220,19 @@ def _verify(
             f"rounding explains ({limit:.3g}); nothing was exported."
         )
     return difference
+
+
+def _verify_class_names(loaded: Any, class_names: Sequence[str]) -> None:
+    """Raises unless the SavedModel leads to the names as they were given."""
+    path = pathlib.Path(os.fsdecode(loaded.class_names.asset_path.numpy()))
+    if path.read_bytes() != _lines(class_names):
+        raise RuntimeError(
+            "The SavedModel's class names, read back, are not those given; nothing was exported."
+        )
+
+
+def _lines(class_names: Sequence[str]) -> bytes:
+    return "".join(f"{name}\n" for name in class_names).encode()
 
 
 def _tolerance(student: keras.Model) -> float:

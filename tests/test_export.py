@@ -1,4 +1,5 @@
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -301,6 +302,77 @@ def test_what_is_no_saved_model_is_not_replaced(tmp_path):
         with pytest.raises(ValueError, match=f"{name} exists and is no SavedModel"):
             export_student(student(), tmp_path / name)
     assert (tmp_path / "file").read_text() == "precious"
+
+
+NAMES = ["cat", "chat noir", "\u732b", "a/b", " indented"]
+
+
+def assets(path):
+    return sorted(os.listdir(path / "assets"))
+
+
+def test_class_names_are_a_file_of_the_saved_model(tmp_path):
+    path = export_student(student(), tmp_path / "here" / "student", class_names=NAMES)
+    assert os.listdir(path.parent) == ["student"]
+    assert assets(path) == ["class_names.txt"]
+    moved = path.rename(tmp_path / "moved")
+    loaded = tf.saved_model.load(str(moved))
+    file = os.fsdecode(loaded.class_names.asset_path.numpy())
+    assert file == str(moved / "assets" / "class_names.txt")
+    with open(file, "rb") as lines:
+        assert lines.read() == "cat\nchat noir\n\u732b\na/b\n indented\n".encode()
+    assert loaded.signatures["serving_default"](image=IMAGES)["logits"].shape == (5, 5)
+    assert str(tmp_path / "here").encode() not in (moved / "saved_model.pb").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_class_names_of_a_distiller(kind, tmp_path):
+    path = export_student(Distiller(with_heads()), tmp_path / "s", class_names=kind("abcde"))
+    assert (path / "assets" / "class_names.txt").read_text() == "a\nb\nc\nd\ne\n"
+
+
+def test_no_class_names_no_file(tmp_path):
+    path = export_student(student(), tmp_path / "student", class_names=NAMES)
+    export_student(student(), path)
+    assert assets(path) == []
+    assert not hasattr(tf.saved_model.load(str(path)), "class_names")
+
+
+@pytest.mark.parametrize(
+    ("class_names", "error", "message"),
+    [
+        ("abcde", TypeError, "must be a sequence of strings, one a class, got 'abcde'"),
+        (b"abcde", TypeError, "must be a sequence of strings"),
+        ({"a", "b"}, TypeError, "must be a sequence of strings"),
+        (5, TypeError, "must be a sequence of strings, one a class, got 5"),
+        (list("abcd"), ValueError, "one a class of the student, so 5, got 4: give those of the"),
+        ([], ValueError, "so 5, got 0"),
+        (list("abcdd"), ValueError, "must be distinct, got 'd' more than once"),
+        (["a", "b", "", "d", "e"], ValueError, "that are not empty, .*got ''"),
+        (["a", "b", "  ", "d", "e"], ValueError, "that are not empty, .*got '  '"),
+        (["a", "b", "c\nd", "d", "e"], ValueError, r"strings of one line .*got 'c\\nd'"),
+        (["a", "b", "c\r", "d", "e"], ValueError, r"strings of one line .*got 'c\\r'"),
+        (["a", "b", "c\u2028d", "d", "e"], ValueError, "strings of one line"),
+        (["a", "b", 3, "d", "e"], ValueError, "must be strings of one line .*got 3"),
+    ],
+)
+def test_refuses_class_names(class_names, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        export_student(student(), tmp_path / "student", class_names=class_names)
+    assert os.listdir(tmp_path) == []
+
+
+def test_class_names_are_read_back_before_the_folder_gets_its_name(tmp_path, monkeypatch):
+    save = tf.saved_model.save
+
+    def spoil(module, folder, **options):
+        save(module, folder, **options)
+        pathlib.Path(folder, "assets", "class_names.txt").write_text("other\n")
+
+    monkeypatch.setattr(tf.saved_model, "save", spoil)
+    with pytest.raises(RuntimeError, match=r"class names, read back, .* nothing was exported"):
+        export_student(student(), tmp_path / "student", class_names=NAMES)
+    assert os.listdir(tmp_path) == []
 
 
 RUN_WITHOUT_KERAS = """

@@ -1,6 +1,7 @@
 """Data sets of raw images in an order that can be repeated."""
 
-from keras_ssd.data.load import DatasetInfo, Splits, load
+from keras_ssd.data.load import load
 from keras_ssd.data.sources import names
+from keras_ssd.data.splits import DatasetInfo, Splits
 
 __all__ = ["DatasetInfo", "Splits", "load", "names"]

@@ -1,8 +1,11 @@
-"""Labelled images as `tf.data`: held in memory, or streamed from the files of a TFDS set."""
+"""Labelled images as `tf.data`: held in memory, decoded while they are read, or streamed (TFDS)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import abc
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -21,6 +24,13 @@ class Images(Protocol):
 
     size: int
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The int32 labels `[size]`, by row."""
+
+    def relabeled(self, labels: np.ndarray) -> Images:
+        """The same images with other labels `[size]`."""
+
     def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
         """The rows in their own order; the last batch may be smaller."""
 
@@ -28,7 +38,41 @@ class Images(Protocol):
         """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
 
 
-class InMemory:
+class _AnyOrder(abc.ABC):
+    """What images that can be had in any order share: an epoch is one permutation of the rows."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.size = len(labels)
+        self.labels = np.asarray(labels, np.int32)
+
+    def relabeled(self, labels: np.ndarray) -> Images:
+        """The same images with other labels `[size]`."""
+        other = copy.copy(self)
+        other.labels = np.asarray(labels, np.int32)
+        return other
+
+    def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+        """The rows in the order given; the last batch may be smaller."""
+        numbers = tf.data.Dataset.from_tensor_slices(rows)
+        return self._batched(numbers, batch_size, drop_remainder=False)
+
+    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
+        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
+
+        def order(seeds: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.Dataset.from_tensor_slices(_permuted(rows, seeds))
+
+        numbers = by_epoch(order, seed, len(rows))
+        return self._batched(numbers, batch_size, drop_remainder=True)
+
+    @abc.abstractmethod
+    def _batched(
+        self, numbers: tf.data.Dataset, batch_size: int, drop_remainder: bool
+    ) -> tf.data.Dataset:
+        """The images and labels of a data set of rows."""
+
+
+class InMemory(_AnyOrder):
     """Images held once as one uint8 tensor, gathered a batch at a time.
 
     Args:
@@ -37,27 +81,57 @@ class InMemory:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        super().__init__(labels)
         with tf.device("CPU:0"):
             self._images = tf.constant(images)
-            self._labels = tf.constant(labels, tf.int32)
-        self.size = len(images)
 
-    def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
-        """The rows in the order given; the last batch may be smaller."""
-        dataset = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
-        return dataset.map(self._gather).prefetch(tf.data.AUTOTUNE)
+    def _batched(
+        self, numbers: tf.data.Dataset, batch_size: int, drop_remainder: bool
+    ) -> tf.data.Dataset:
+        labels = _on_cpu(self.labels)
 
-    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
-        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
+        def gather(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return tf.gather(self._images, rows), tf.gather(labels, rows)
 
-        def order(seeds: tf.Tensor) -> tf.data.Dataset:
-            return tf.data.Dataset.from_tensor_slices(_permuted(rows, seeds))
+        rows = numbers.batch(batch_size, drop_remainder=drop_remainder)
+        return rows.map(gather).prefetch(tf.data.AUTOTUNE)
 
-        dataset = by_epoch(order, seed, len(rows)).batch(batch_size, drop_remainder=True)
-        return dataset.map(self._gather).prefetch(tf.data.AUTOTUNE)
 
-    def _gather(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.gather(self._images, rows), tf.gather(self._labels, rows)
+class ImageFiles(_AnyOrder):
+    """Image files that are read and decoded whenever they are needed, for sets beyond memory.
+
+    Args:
+        paths: Files that `decoded` can decode.
+        labels: Array of integers `[N]`.
+        shape: Height, width and 3 channels of every image (once resized).
+        image_size: Height and width to resize to; None leaves images as they are.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: np.ndarray,
+        shape: tuple[int, int, int],
+        image_size: tuple[int, int] | None,
+    ) -> None:
+        super().__init__(labels)
+        self._paths = _on_cpu([os.fsencode(path) for path in paths])
+        self._shape, self._image_size = shape, image_size
+
+    def _batched(
+        self, numbers: tf.data.Dataset, batch_size: int, drop_remainder: bool
+    ) -> tf.data.Dataset:
+        labels = _on_cpu(self.labels)
+
+        def read(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            image = decoded(tf.io.read_file(tf.gather(self._paths, row)))
+            if self._image_size is not None:
+                image = resize(image, self._image_size)
+            return tf.ensure_shape(image, self._shape), tf.gather(labels, row)
+
+        images = numbers.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = images.batch(batch_size, drop_remainder=drop_remainder)
+        return batches.prefetch(tf.data.AUTOTUNE)
 
 
 class Streamed:
@@ -88,12 +162,25 @@ class Streamed:
         self._features, self._image_size = builder.info.features, image_size
         self._files = np.array([str(path) for path in info.filepaths])
         self._first_rows = np.cumsum([0, *info.shard_lengths[:-1]])
+        self._labels: np.ndarray | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The int32 labels `[size]`, by row; read from all files when first asked for."""
+        if self._labels is None:
+            print(f"Reading the labels of {self.size:,} images.")
+            self._labels = np.fromiter(self._read_labels(), np.int32, self.size)
+        return self._labels
+
+    def relabeled(self, labels: np.ndarray) -> Images:
+        """The same images with other labels `[size]`."""
+        other = copy.copy(self)
+        other._labels = np.asarray(labels, np.int32)
+        return other
 
     def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
         """The rows in the order of the files; the last batch may be smaller."""
-        files = np.arange(len(self._files))
-        records = tf.data.Dataset.from_tensor_slices(files).flat_map(self._read)
-        records = records.filter(self._is_in(rows)).take(len(rows))
+        records = self._records().filter(self._is_in(rows)).take(len(rows))
         records = records.apply(tf.data.experimental.assert_cardinality(len(rows)))
         return self._decoded(records).batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
@@ -116,6 +203,19 @@ class Streamed:
         batches = self._decoded(records).batch(batch_size, drop_remainder=True)
         return batches.prefetch(tf.data.AUTOTUNE)
 
+    def _records(self) -> tf.data.Dataset:
+        files = np.arange(len(self._files))
+        return tf.data.Dataset.from_tensor_slices(files).flat_map(self._read)
+
+    def _read_labels(self) -> Iterator[np.integer]:
+        import tensorflow_datasets as tfds
+
+        def label(_: tf.Tensor, record: tf.Tensor) -> tf.Tensor:
+            skip = {"image": tfds.decode.SkipDecoding()}
+            return self._features.deserialize_example(record, decoders=skip)["label"]
+
+        return self._records().map(label).as_numpy_iterator()
+
     def _read(self, file: tf.Tensor) -> tf.data.Dataset:
         records = tf.data.TFRecordDataset(tf.gather(self._files, file))
         return records.enumerate(tf.gather(self._first_rows, file))
@@ -127,8 +227,12 @@ class Streamed:
         return lambda row, _: chosen[row]
 
     def _decoded(self, records: tf.data.Dataset) -> tf.data.Dataset:
-        def decode(_: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return image_and_label(self._features.deserialize_example(record), self._image_size)
+        labels = None if self._labels is None else _on_cpu(self._labels)
+
+        def decode(row: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            example = self._features.deserialize_example(record)
+            image, label = image_and_label(example, self._image_size)
+            return image, label if labels is None else tf.gather(labels, row)
 
         return records.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -143,6 +247,16 @@ def image_and_label(
     return image, tf.cast(example["label"], tf.int32)
 
 
+def decoded(encoded: tf.Tensor | bytes) -> tf.Tensor:
+    """The uint8 pixels `[H, W, 3]` of a JPEG, PNG, BMP or GIF file (its first frame).
+
+    Grey becomes three equal channels, alpha is dropped, 16 bits are cut to 8. An orientation that a
+    camera noted (EXIF) is not applied.
+    """
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
 def resize(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     """Images `[..., H, W, C]` with values 0 to 255 resized bilinearly (antialiased) to uint8."""
     resized = tf.image.resize(images, image_size, antialias=True)
@@ -151,3 +265,8 @@ def resize(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
 
 def _permuted(rows: np.ndarray | tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_shuffle(rows, seeds, alg="philox")
+
+
+def _on_cpu(values: np.ndarray | Sequence[bytes]) -> tf.Tensor:
+    with tf.device("CPU:0"):
+        return tf.constant(values)

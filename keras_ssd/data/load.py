@@ -1,17 +1,17 @@
-"""`load`: a data set by name, as batches of raw images."""
+"""`load`: a data set by name, or a folder of images, as batches of raw images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
+from keras_ssd.data.folders import folder_of, open_folder
 from keras_ssd.data.images import Images
+from keras_ssd.data.order import check_seed
 from keras_ssd.data.sources import Source, open_source, split_rows
+from keras_ssd.data.splits import DatasetInfo, Splits
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -27,54 +27,8 @@ _CONSTANTS: dict[str, Constants] = {
 }
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What a network and a report need to know of a data set.
-
-    Attributes:
-        name: The name given to `load`.
-        class_names: One name a class, in the order of the labels.
-        input_shape: Height, width and channels of an image.
-        mean: Mean of each channel, of values scaled to 0..1.
-        std: Standard deviation of each channel, of values scaled to 0..1.
-        counts: Images in `train`, `validation` and `test`.
-        fingerprint: SHA-256 of the images and labels as loaded, before anything is held out; of a
-            streamed set that of its name, version and sizes.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    input_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    counts: Mapping[str, int]
-    fingerprint: str
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)
-
-
-class Splits(NamedTuple):
-    """Data sets of (uint8 images `[B, H, W, C]`, int32 labels `[B]`), and what they hold.
-
-    Attributes:
-        train: Shuffled anew each epoch (`callbacks.FollowEpoch`), full batches only; its length
-            `len(train)` is the number of steps in an epoch.
-        validation: Held out of the training images, in fixed order; None for `validation=0`.
-        test: In fixed order.
-        info: Names, shape, constants to normalise by, counts and fingerprint.
-    """
-
-    train: tf.data.Dataset
-    validation: tf.data.Dataset | None
-    test: tf.data.Dataset
-    info: DatasetInfo
-
-
 def load(
-    name: str,
+    name: str | os.PathLike,
     batch_size: int,
     validation: float = 0.1,
     seed: int = 0,
@@ -88,16 +42,25 @@ def load(
     Sets of up to 4 GiB of decoded images are held in memory once, larger ones are streamed from
     their files. Images stay uint8; networks built with `info` normalise them. Mean and deviation
     are the published ones for CIFAR and ImageNet; otherwise they are computed on the training
-    images (the first 50,000 in the order of the files) and printed.
+    images (the first 50,000 in the order of the files, of a folder a random choice) and printed.
 
     The validation images are a seeded random choice (not stratified) of the split `train`, also
     where the set has a validation split of its own. The test images are the split `test`, else the
     split `validation`; a set with neither (`digits`) gives a third of its images, the same for
     every `seed`.
 
+    A folder of images holds `train/CLASS/...` and `test/CLASS/...` (or `validation`, `valid`,
+    `val`), or `CLASS/...` alone, of which a third of each class is the test split. The names of
+    the folders are those of the classes. JPEG, PNG, BMP and GIF files (the first frame) are found
+    at any depth and become 3 channels: grey is repeated, alpha dropped; an orientation that a
+    camera noted (EXIF) is not applied. Hidden files are passed over. Every image is decoded once
+    here; what cannot be read is left out with a warning.
+
     Args:
         name: `digits` (scikit-learn: 1,797 handwritten digits, 3 equal channels, enlarged to
-            16x16) or a set of TensorFlow Datasets; `names()` lists some.
+            16x16); a set of TensorFlow Datasets, of which `names()` lists some; or a folder of
+            images: a `pathlib.Path`, or a string that is none of `names()` and names a folder that
+            exists (`data_dir` must be None).
         batch_size: Images in a global batch, from 1 to the number of training images.
         validation: Share of the training images held out (a float in [0, 1)) or their number (an
             integer); 0 for none.
@@ -110,23 +73,32 @@ def load(
         download: Whether a set that is not there is downloaded and prepared.
 
     Returns:
-        `Splits(train, validation, test, info)`.
+        `Splits` with `train`, `validation`, `test` and `info`.
 
     Raises:
         ValueError: If an argument is out of range, a split would be empty, there is no such set,
-            it is not there and `download` is False, or it has no 8-bit images or no labels.
+            it is not there and `download` is False, it has no 8-bit images or no labels, or a
+            folder holds no classes of images that can be read.
+        TypeError: If `name` is neither a string nor a path.
         OSError: If the download fails.
         ImportError: If scikit-learn, which holds `digits`, is not installed.
     """
-    _check(batch_size, validation)
-    source = open_source(name, data_dir, image_size, download)
+    _check(batch_size, validation, image_size)
+    check_seed(seed)
+    image_size = image_size and (int(image_size[0]), int(image_size[1]))
+    folder, name = folder_of(name, data_dir), os.fsdecode(name)
+    if folder is None:
+        source = open_source(name, data_dir, image_size, download)
+    else:
+        source = open_folder(folder, name, image_size)
     train, held_out = _hold_out(source.train_rows, validation, seed)
     if batch_size > len(train):
         raise ValueError(
             f"`batch_size` must be at most the {len(train)} training images of {name!r}, got "
             f"{batch_size}: training takes full batches only."
         )
-    mean, std = _CONSTANTS.get(name.split(":")[0]) or _computed(source, train)
+    published = None if folder else _CONSTANTS.get(name.split(":")[0])
+    mean, std = published or _computed(source, train)
     info = DatasetInfo(
         name=name,
         class_names=source.class_names,
@@ -141,10 +113,14 @@ def load(
         validation=source.train.batches(held_out, batch_size) if len(held_out) else None,
         test=source.test.batches(source.test_rows, batch_size),
         info=info,
+        _images=source.train,
+        _rows=train,
+        _batch_size=batch_size,
+        _seed=seed,
     )
 
 
-def _check(batch_size: int, validation: float) -> None:
+def _check(batch_size: int, validation: float, image_size: tuple[int, int] | None) -> None:
     if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"`batch_size` must be an integer >= 1, got {batch_size!r}.")
     is_count = isinstance(validation, int | np.integer)
@@ -153,6 +129,17 @@ def _check(batch_size: int, validation: float) -> None:
         raise ValueError(
             f"`validation` must be a share in [0, 1) or a number of images, got {validation!r}."
         )
+    is_pair = isinstance(image_size, tuple | list) and len(image_size) == 2
+    if image_size is not None and not (is_pair and all(map(_is_length, image_size))):
+        raise ValueError(
+            "`image_size` must be None or a pair of integers >= 1, (height, width), got "
+            f"{image_size!r}."
+        )
+
+
+def _is_length(value: Any) -> bool:
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_integer and value >= 1
 
 
 def _hold_out(rows: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 _PREFIX = "keras_ssd/epoch/"
@@ -53,3 +54,10 @@ def epochs_of(dataset: object) -> list[tf.Variable]:
         return []
     labels = dict.fromkeys(dataset.options().framework_type or [])
     return [_EPOCHS[label] for label in labels if label in _EPOCHS]
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless `seed` is an integer in [0, 2^32), what NumPy's generator takes."""
+    is_integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not is_integer or not 0 <= seed < 2**32:
+        raise ValueError(f"`seed` must be an integer in [0, 2^32), got {seed!r}.")

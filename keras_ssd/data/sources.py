@@ -90,7 +90,7 @@ def _digits(image_size: tuple[int, int]) -> Source:
         train_rows=train_rows,
         test=arrays,
         test_rows=test_rows,
-        fingerprint=_hash(images, labels),
+        fingerprint=hash_arrays(images, labels),
     )
 
 
@@ -108,7 +108,8 @@ def _tfds_builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Da
         plain = name.lower().replace("-", "").replace(" ", "")
         near = difflib.get_close_matches(plain, sorted(known), n=3)
         hint = f"close names: {near}" if near else f"`data.names()` begins a list: {names()}"
-        raise ValueError(f"There is no data set {name!r}; {hint}.") from error
+        what = "data set and no folder" if data_dir is None else "data set"
+        raise ValueError(f"There is no {what} {name!r}; {hint}.") from error
 
 
 def _from_tfds(
@@ -211,7 +212,7 @@ def _read(
         for start, batch in zip(range(0, size, 512), batches.as_numpy_iterator(), strict=True):
             images[start : start + 512], labels[start : start + 512] = batch
         arrays[split] = (images, labels)
-    fingerprint = _hash(*(array for pair in arrays.values() for array in pair))
+    fingerprint = hash_arrays(*(array for pair in arrays.values() for array in pair))
     return {split: InMemory(*pair) for split, pair in arrays.items()}, fingerprint
 
 
@@ -226,7 +227,8 @@ def _stream(
     return {split: Streamed(builder, split, image_size) for split in sizes}, fingerprint
 
 
-def _hash(*arrays: np.ndarray) -> str:
+def hash_arrays(*arrays: np.ndarray) -> str:
+    """SHA-256 of the dtypes, shapes and values of some arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())

@@ -11,8 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssd.callbacks import FollowEpoch
-from keras_ssd.data.order import epochs_of
+from keras_ssd.callbacks import followed
 from keras_ssd.distiller import preflight, saving
 from keras_ssd.distiller.check import checked
 from keras_ssd.distiller.compiled_metrics import refuse_probability_form
@@ -238,14 +237,8 @@ class Distiller(Steps):
             self._look_at_values(x)
         if isinstance(x, tf.data.Dataset):
             options.setdefault("shuffle", False)  # Keras warns that it ignores its own default
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = keras.tree.flatten(callbacks or [])
-        present = getattr(callbacks, "callbacks", callbacks)
-        if epochs_of(x) and not any(isinstance(callback, FollowEpoch) for callback in present):
-            follow = FollowEpoch(x)
-            follow.set_params(getattr(callbacks, "params", None) or {})
-            present.append(follow)
-        self.trackers.set_modes(present)
+        callbacks = followed(callbacks, x)
+        self.trackers.set_modes(getattr(callbacks, "callbacks", callbacks))
         with plain_sentences():
             return super().fit(
                 x,
@@ -393,8 +386,14 @@ class Distiller(Steps):
     def export(
         self, filepath: str | os.PathLike, format: str = "tf_saved_model", **options: Any
     ) -> None:
-        """Exports the student without its heads: `export_student`, or another format of Keras."""
-        if format == "tf_saved_model" and not options:
-            export_student(self, filepath)
+        """Exports the student without its heads: `export_student`, or another format of Keras.
+
+        Args:
+            filepath: Where to.
+            format: `"tf_saved_model"`, or another format of `keras.Model.export`.
+            **options: `outputs` and `class_names` of `export_student`, or those of Keras.
+        """
+        if format == "tf_saved_model" and options.keys() <= {"outputs", "class_names"}:
+            export_student(self, filepath, **options)
         else:
             strip_heads(self.student).export(filepath, format=format, **options)

@@ -3,6 +3,7 @@ import builtins
 import numpy as np
 import pytest
 
+from data.contents import contents
 from keras_ssd import data
 from keras_ssd.data import sources
 
@@ -10,15 +11,6 @@ from keras_ssd.data import sources
 def values(dataset):
     """The value of the first pixel of each image, in order: in the tiny sets the image's number."""
     return np.concatenate([images[:, 0, 0, 0] for images, _ in dataset.as_numpy_iterator()])
-
-
-def contents(dataset):
-    """Every image of a data set as bytes with its label, unordered."""
-    return sorted(
-        (image.tobytes(), int(label))
-        for images, labels in dataset.as_numpy_iterator()
-        for image, label in zip(images, labels, strict=True)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +53,7 @@ def test_constants_are_those_of_the_training_images_and_printed(capsys):
 
 def test_splits_are_a_partition_of_the_digits():
     splits = data.load("digits", batch_size=1, validation=0.25)
-    parts = [contents(dataset) for dataset in splits[:3]]
+    parts = [contents(part) for part in (splits.train, splits.validation, splits.test)]
     assert [len(part) for part in parts] == [898, 300, 599]
     from sklearn.datasets import load_digits
 
@@ -109,11 +101,24 @@ def test_digits_in_another_size():
         ({"validation": 1198}, "holds out 1198 of 1198 training images: neither split may be"),
         ({"validation": 0.9999}, "holds out 1198 of 1198 training images: neither split may be"),
         ({"validation": 1e-4}, "holds out 0 of 1198 training images: neither split may be empty"),
+        ({"seed": -1}, r"`seed` must be an integer in \[0, 2\^32\), got -1"),
+        ({"seed": 2**32}, r"`seed` must be an integer in \[0, 2\^32\), got 4294967296"),
+        ({"seed": True}, r"`seed` must be an integer in \[0, 2\^32\), got True"),
+        ({"seed": 1.0}, r"`seed` must be an integer in \[0, 2\^32\), got 1.0"),
+        *(
+            ({"image_size": size}, r"`image_size` must be None or a pair of integers >= 1, .*got ")
+            for size in (8, (8,), (8, 8, 3), (8, 0), (-8, 8), (8.0, 8), (True, 8), "88", {8, 9}, ())
+        ),
     ],
 )
 def test_refuses_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         data.load("digits", **({"batch_size": 8} | arguments))
+
+
+def test_image_size_may_be_a_list():
+    splits = data.load("digits", batch_size=8, image_size=[np.int64(8), 8])
+    assert splits.info.input_shape == (8, 8, 3)
 
 
 def test_digits_without_scikit_learn_name_the_extra(monkeypatch):

@@ -216,6 +216,14 @@ def test_overwriting(tmp_path):
 # --- Export -----------------------------------------------------------------------------------
 
 
+def test_export_hands_its_options_on(tmp_path):
+    model = distiller(LABELS_ONLY)
+    model.export(tmp_path / "student", outputs="probabilities", class_names=["a", "b", "c"])
+    exported = tf.saved_model.load(tmp_path / "student")
+    assert list(exported.signatures["serving_default"].structured_outputs) == ["probabilities"]
+    assert (tmp_path / "student" / "assets" / "class_names.txt").read_text() == "a\nb\nc\n"
+
+
 @pytest.mark.parametrize("options", [{}, {"verbose": False}])
 def test_export_is_the_student_alone(options, tmp_path):
     model = distiller(KD)

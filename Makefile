@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SEEDS ?= 1
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-slow test-oldest check format docs bench bench-full clean
@@ -16,6 +17,9 @@ test: $(VENV)/dev.installed  ## all tests but the slow ones
 test-slow: $(VENV)/dev.installed  ## real images, several processes; the Distiller's tests on the fused kernel
 	$(BIN)/python -m pytest -m slow
 	KERAS_SSD_FUSED=1 $(BIN)/python -m pytest tests/distiller tests/test_teacher.py
+
+test-oldest: $(OLDEST)/installed  ## the Distiller's tests on the oldest versions that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest tests/distiller tests/test_teacher.py
 
 check: $(VENV)/dev.installed docs  ## lint, format, types, imports point one way, the documentation builds
 	$(BIN)/ruff check .
@@ -37,10 +41,19 @@ bench-full: $(VENV)/dev.installed  ## more pairs, more turns, the profile, the q
 	$(BIN)/python benchmarks/run.py --full
 
 clean:
-	rm -rf $(VENV) build dist runs site
+	rm -rf $(VENV) $(OLDEST) build dist runs site
 
 $(VENV)/%.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+$(OLDEST)/installed: pyproject.toml tests/oldest.py
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . pytest scikit-learn
+	$(OLDEST)/bin/python -m pip list
 	touch $@

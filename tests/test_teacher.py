@@ -240,6 +240,10 @@ def test_a_function_that_hides_its_shape():
         fit(distiller(KD, teacher=answer, graph=True))
 
 
+@pytest.mark.skipif(
+    tuple(map(int, keras.__version__.split(".")[:2])) < (3, 14),
+    reason="Keras before 3.14 cannot read back a model that is nothing but its inputs",
+)
 def test_a_frozen_teacher_can_be_copied():
     frozen = ssd.freeze(shaken(functional()))
     assert_equal(outputs(copy.deepcopy(frozen)), outputs(frozen))

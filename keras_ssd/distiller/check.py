@@ -26,7 +26,7 @@ from keras_ssd.layers.structure import (
 )
 
 FEW_IMAGES = 8  # fewer columns of a similarity matrix say little; the papers have 64
-_EXPECTS = {True: "raw 0..255", False: "normalised", None: "unknown"}
+_EXPECTS = {True: "raw", False: "normalised", None: "unknown"}
 
 
 def checked(distiller: Steps, data: Any, steps_per_epoch: int | None) -> CheckReport:
@@ -71,17 +71,13 @@ def _words(distiller: Steps, images: np.ndarray, steps_per_epoch: int | None) ->
     """A batch, an epoch and the optimizer in a line."""
     size, views = "x".join(map(str, images.shape[1:])), distiller.views.num_views
     steps = "an unknown number of" if steps_per_epoch is None else f"{steps_per_epoch:,}"
-    words = [
-        f"{len(images)} images {size} in {images.min():.4g}..{images.max():.4g}",
-        f"{len(images) * views} rows",
-        f"{steps} steps an epoch",
-    ]
     replicas = distiller.distribute_strategy.num_replicas_in_sync
-    if replicas > 1:
-        words.append(f"{replicas} replicas")
     rate = float(keras.ops.convert_to_numpy(distiller.optimizer.learning_rate))
-    words.append(f"learning rate {rate:.4g}")
-    return f"One batch: {', '.join(words)}."
+    return (
+        f"{len(images)} images {size} in {images.min():.4g}..{images.max():.4g}, "
+        f"{len(images) * views} rows; {steps} steps an epoch, learning rate {rate:.4g}"
+        + (f", {replicas} replicas" if replicas > 1 else "")
+    )
 
 
 def _plain_scores(batch: Batch) -> dict[str, np.ndarray]:
@@ -132,7 +128,6 @@ def _facts(
     return NetworkFacts(
         part=part,
         name="" if network is None else network.name,
-        parameters=None if network is None else network.count_params(),
         precisions=tuple(dtypes),
         expects=_EXPECTS[takes_raw_images(network)],
         standardizes=standardizes(layer),

@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-_WIDTH = 100
+_WIDTH = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +17,8 @@ class NetworkFacts:
     Attributes:
         part: `"teacher"`, `"stored teacher"` or `"student"`.
         name: The model's name; empty where there is no model.
-        parameters: Their number; None where there is no model.
         precisions: The dtypes that layers with weights compute in; empty where they are not known.
-        expects: `"raw 0..255"`, `"normalised"`, `"preprocessing"` or `"unknown"`.
+        expects: `"raw"` (0..255), `"normalised"`, `"preprocessing"` or `"unknown"`.
         standardizes: Whether it begins with a mean and a deviation for each channel.
         seen: Means and standard deviations of the images' channels behind the network's own
             normalisation; None without one.
@@ -32,7 +31,6 @@ class NetworkFacts:
 
     part: str
     name: str
-    parameters: int | None
     precisions: tuple[str, ...]
     expects: str
     standardizes: bool
@@ -118,7 +116,6 @@ class CheckReport:
 
 _NETWORK_COLUMNS = (
     "network",
-    "parameters",
     "precision",
     "expects",
     "sees",
@@ -131,8 +128,7 @@ def _network_row(network: NetworkFacts) -> tuple[str, ...]:
     seen, accuracy = network.seen, network.accuracy
     return (
         f"{network.part} {network.name}".rstrip(),
-        "" if network.parameters is None else f"{network.parameters:,}",
-        ", ".join(network.precisions) or "unknown",
+        "/".join(network.precisions) or "unknown",
         network.expects,
         "" if seen is None else " +- ".join(f"{sum(x) / len(x):.2f}" for x in seen),
         "" if accuracy is None else f"{100 * accuracy:.1f} %",

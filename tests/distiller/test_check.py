@@ -81,13 +81,11 @@ def test_nothing_to_warn_of(capsys):
 
 def test_table():
     table = str(check(compiled(optimizer=sgd(0.25))))
-    assert table.startswith("One batch: 48 images 8x8x3 in ")
-    assert "48 rows, 1 steps an epoch, learning rate 0.25." in table
+    assert re.match(r"48 images 8x8x3 in \d+..\d+, 48 rows; 1 steps an epoch, ", table)
+    assert "learning rate 0.25\n" in table
     lines = table.splitlines()
     teacher = next(line for line in lines if line.startswith("teacher "))
-    assert re.search(
-        r"12 +float32 +raw 0..255 +-?0.0\d \+- \d.\d\d +100.0 % +0.\d\d of 1.10", teacher
-    )
+    assert re.search(r"float32 +raw +-?0.0\d \+- \d.\d\d +100.0 % +0.\d\d of 1.10", teacher)
     assert any(re.match(r"hard_labels +\d.* 0.5 +48 ", line) for line in lines)
     assert any(re.match(r"teacher agreement \d+.\d %$", line) for line in lines)
 
@@ -365,15 +363,14 @@ def test_precision_of_each_network():
     teacher, student = check(compiled(half, student=student)).networks
     assert teacher.precisions == ("bfloat16", "float32")
     assert student.precisions == ("bfloat16", "float32")
-    assert (teacher.expects, student.expects) == ("raw 0..255", "normalised")
-    assert teacher.parameters == model.count_params()
+    assert (teacher.expects, student.expects) == ("raw", "normalised")
 
 
 def test_stored_teacher():
     stored = knowing()(IMAGES.astype("float32")).numpy()
     report = check(compiled(None, KD), images={"image": IMAGES, "teacher": {"logits": stored}})
     teacher = report.networks[0]
-    assert (teacher.part, teacher.accuracy, teacher.parameters) == ("stored teacher", 1, None)
+    assert (teacher.part, teacher.accuracy, teacher.name) == ("stored teacher", 1, "")
     assert report.warnings == ()
 
 
@@ -429,7 +426,7 @@ class Batches(keras.utils.PyDataset):
 )
 def test_kinds_of_data(data, images, steps):
     report = labels_only().check(*data)
-    assert report.batch.startswith(f"One batch: {images} images")
+    assert report.batch.startswith(f"{images} images")
     assert steps in report.batch
     assert report.terms[0].rows == images
 

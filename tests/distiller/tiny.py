@@ -67,7 +67,9 @@ def distiller(preset=SSKD, *, student=None, teacher=None, graph=False, **compile
 
 def step(model, images=IMAGES, labels=LABELS, weights=None):
     """One training step on one batch; what it shows."""
-    return model.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
+    model.reset_metrics()  # which newer versions of Keras do themselves
+    shown = model.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
+    return {name: float(value) for name, value in shown.items()}
 
 
 def fit(model, images=IMAGES, labels=LABELS, **options):

@@ -79,6 +79,17 @@ def check_objectives(objectives: Sequence[Objective], reserved: Iterable[str]) -
                 "them another `name=`."
             )
         names.append(objective.name)
+        if objective.state is not None:
+            check_untrained(objective.name, objective.state.trainable_weights)
+
+
+def check_untrained(name: str, variables: Sequence[Any]) -> None:
+    """Refuses trainable variables that an objective holds: only the student's are trained."""
+    if variables:
+        raise ValueError(
+            f"`{name}` holds the trainable variable {variables[0].name!r}, and only the student's "
+            "are trained: make its layer a head of the student, or `trainable=False`."
+        )
 
 
 def known_outputs(network: Any) -> dict[str, Any] | None:
@@ -162,6 +173,12 @@ def _check_widths(
     pairs = zip(objective.teacher_outputs, objective.student_outputs, strict=True)
     for teacher_name, student_name in pairs:
         widths = teacher[teacher_name].shape[-1], student[student_name].shape[-1]
+        if widths[0] != widths[1] and "logits" not in (teacher_name, student_name):
+            raise ValueError(
+                f"`{objective.name}` needs outputs of one width, but {teacher_name!r} of the "
+                f"teacher has {widths[0]} and {student_name!r} of the student {widths[1]}: give "
+                "the student a head as wide as the teacher's output."
+            )
         if widths[0] != widths[1]:
             raise ValueError(
                 f"`{objective.name}` compares class distributions, but the teacher has "

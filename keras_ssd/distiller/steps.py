@@ -92,7 +92,7 @@ class Steps(keras.Model):
         with tf.GradientTape() as tape:
             batch, guard, added = self._batch(inputs, rows, teacher, training=True)
             self._require_logits(guard, batch)
-            terms = _run(self.objectives, batch)
+            terms = self._run_objectives(batch, tape)
             share = guard.nan_if_broken(self._loss_share(batch, terms, added))
             scaled = self.optimizer.scale_loss(share)
         self._update(tape, scaled, guard)
@@ -117,7 +117,7 @@ class Steps(keras.Model):
             batch, *_ = self._batch(inputs, rows, teacher, training=True)
             terms = [
                 (objective.name, objective.weight, tf.math.divide_no_nan(total, count), count)
-                for objective, total, count in _run(self.objectives, batch)
+                for objective, total, count in self._run_objectives(batch, tape)
             ]
             weighted = [weight * mean for _, weight, mean, _ in terms]
         with tape:  # regularisers find no weights in the scope
@@ -235,6 +235,19 @@ class Steps(keras.Model):
             if updated is not None:
                 variable.assign(updated)
         return outputs, scope.losses
+
+    def _run_objectives(self, batch: Batch, tape: tf.GradientTape) -> list[_Term]:
+        """The terms; refuses objectives that bring trainable variables of their own."""
+        strategy = tf.distribute.get_strategy()
+        known = {id(variable) for variable in tape.watched_variables()}
+        for variable in self.student.trainable_variables:
+            known |= {id(one) for one in strategy.experimental_local_results(variable.value)}
+        terms = []
+        for objective in self.objectives:
+            terms.append((objective, *objective(batch)))
+            new = [v for v in tape.watched_variables() if id(v) not in known]
+            preflight.check_untrained(objective.name, new)
+        return terms
 
     def _loss_share(self, batch: Batch, terms: list[_Term], added: list[tf.Tensor]) -> tf.Tensor:
         """This replica's share of the loss: the shares of all replicas add up to it."""

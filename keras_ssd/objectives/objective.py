@@ -35,7 +35,8 @@ class Objective(abc.ABC):
         needs_views: Whether transformed views are read.
         needs_equal_widths: Whether the outputs read must be equally wide in teacher and student.
         compares_images: Whether a batch of one image teaches nothing.
-        state: A `keras.Layer` whose variables are saved with the Distiller, or None.
+        state: A `keras.Layer` whose non-trainable variables are saved with the Distiller, or None.
+            What is trained is a head of the student.
     """
 
     teacher_outputs: tuple[str, ...] = ()

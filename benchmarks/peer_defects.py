@@ -1,10 +1,10 @@
 """`keras.distillation` and keras_ssd beside each other: what is computed, honoured, saved, refused.
 
     python benchmarks/peer_defects.py                     # prints every table, about three minutes
-    python benchmarks/peer_defects.py --only peer_losses  # one section
+    python benchmarks/peer_defects.py --only losses  # one section
     python benchmarks/peer_defects.py --write             # writes them into the page, too
 
-The page is docs/coming_from_keras_distillation.md. Only the times in `peer_steps` depend on the
+The page is docs/coming_from_keras_distillation.md. Only the times in `steps` depend on the
 machine.
 """
 
@@ -26,12 +26,12 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 SECTIONS = (
-    "peer_losses",
-    "peer_steps",
-    "peer_arguments",
-    "peer_replicas",
-    "peer_files",
-    "peer_limits",
+    "losses",
+    "steps",
+    "arguments",
+    "replicas",
+    "files",
+    "limits",
 )
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "coming_from_keras_distillation.md"
 
@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, devices)
     for section in _ONLY.value:
-        tables = importlib.import_module(section).measure()
+        tables = importlib.import_module(f"keras_distillation.{section}").measure()
         keras.backend.clear_session()
         text = "\n\n".join([_about(section), *(table.markdown() for table in tables)])
         print(f"{text}\n", flush=True)

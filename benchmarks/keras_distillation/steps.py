@@ -11,7 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from contestants import in_graph, with_keras_batch_norm
-from peer_networks import (
+from timing import WARM_UP, Contestant
+
+import keras_ssd as ssd
+from keras_distillation.networks import (
     BOTH,
     CROSS_ENTROPY,
     IMAGES,
@@ -30,9 +33,6 @@ from peer_networks import (
     step,
     teacher_network,
 )
-from timing import WARM_UP, Contestant
-
-import keras_ssd as ssd
 from keras_ssd.objectives import HardLabels, SoftLabels
 
 _LABELS, _LOGITS = HardLabels(0.5), SoftLabels(TEMPERATURE, weight=0.5)

@@ -14,7 +14,9 @@ from typing import Any
 import keras
 from keras.distillation import DistillationLoss
 from keras.distillation import Distiller as PeerDistiller
-from peer_networks import (
+
+import keras_ssd as ssd
+from keras_distillation.networks import (
     BOTH,
     CROSS_ENTROPY,
     IMAGES,
@@ -28,8 +30,6 @@ from peer_networks import (
     teacher_network,
     trained,
 )
-
-import keras_ssd as ssd
 from keras_ssd.objectives import HardLabels, Objective, SoftLabels
 
 TEACHER_FEATURES = 600

@@ -10,7 +10,9 @@ import tensorflow as tf
 from keras import layers
 from keras.distillation import Distiller as PeerDistiller
 from keras.distillation import FeatureDistillation, LogitsDistillation
-from peer_networks import (
+
+import keras_ssd as ssd
+from keras_distillation.networks import (
     BOTH,
     IMAGES,
     TEMPERATURE,
@@ -24,8 +26,6 @@ from peer_networks import (
     step,
     teacher_network,
 )
-
-import keras_ssd as ssd
 from keras_ssd.objectives import SimilarityTransfer, SoftLabels
 from keras_ssd.views import Rotations
 

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.distillation import DistillationLoss, LogitsDistillation
-from peer_networks import (
+
+from keras_distillation.networks import (
     CROSS_ENTROPY,
     IMAGES,
     LABELS,
@@ -22,7 +23,6 @@ from peer_networks import (
     peer,
     trained,
 )
-
 from keras_ssd.objectives import HardLabels, SoftLabels
 
 

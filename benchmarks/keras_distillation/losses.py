@@ -11,9 +11,9 @@ import tensorflow as tf
 from keras import layers
 from keras.distillation import Distiller as PeerDistiller
 from keras.distillation import LogitsDistillation
-from peer_networks import CROSS_ENTROPY, TEMPERATURE, Table, divergence
 
 import keras_ssd as ssd
+from keras_distillation.networks import CROSS_ENTROPY, TEMPERATURE, Table, divergence
 from keras_ssd.objectives import HardLabels, SoftLabels
 
 SEEDS, EPOCHS = (0, 1, 2), 12

@@ -10,7 +10,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 from keras.distillation import DistillationLoss
-from peer_networks import (
+
+import keras_ssd as ssd
+from keras_distillation.networks import (
     BOTH,
     IMAGES,
     LABELS,
@@ -29,8 +31,6 @@ from peer_networks import (
     teacher_network,
     trained,
 )
-
-import keras_ssd as ssd
 from keras_ssd.objectives import HardLabels, SoftLabels
 
 MAKERS = (peer, ours)

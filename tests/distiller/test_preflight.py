@@ -285,6 +285,27 @@ def test_outputs_that_only_a_call_tells(networks, preset, message):
         step(model)
 
 
+class SameFeatures(ssd.objectives.Objective):
+    teacher_outputs = student_outputs = ("projection",)
+    needs_equal_widths = True
+
+    def __call__(self, batch):
+        raise AssertionError("refused before it is called")
+
+
+def test_features_of_other_widths():
+    """The sentence speaks of the outputs that are read, not of classes."""
+    wide = keras.Model(
+        (inner := teacher_network()).input,
+        {
+            "logits": inner.output["logits"],
+            "projection": layers.Dense(7)(inner.output["projection"]),
+        },
+    )
+    with pytest.raises(ValueError, match="'projection' of the teacher has 7 and 'projection' of"):
+        distiller({"objectives": [SameFeatures()]}, teacher=wide)
+
+
 def test_a_last_batch_of_one_image_teaches_nothing():
     model = distiller(SIMILARITY, graph=True)
     assert np.isfinite(fit(model, batch_size=11)["loss"]).all()

@@ -290,7 +290,7 @@ class SameFeatures(ssd.objectives.Objective):
     needs_equal_widths = True
 
     def __call__(self, batch):
-        raise AssertionError("refused before it is called")
+        raise AssertionError(f"to be refused before it is called with {batch}")
 
 
 def test_features_of_other_widths():

@@ -24,12 +24,14 @@ from keras_ssd.layers.structure import (
     standardizes,
     takes_raw_images,
 )
+from keras_ssd.teacher import FrozenTeacher
 
-FEW_IMAGES = 8  # fewer columns of a similarity matrix say little; the papers have 64
+_FEW_IMAGES = 8  # fewer columns of a similarity matrix say little; the papers have 64
+_FEW_FOR_STATISTICS = 32  # of fewer photographs the mean is often far from that of all
 _EXPECTS = {True: "raw", False: "normalised", None: "unknown"}
 
 
-def checked(distiller: Steps, data: Any, steps_per_epoch: int | None) -> CheckReport:
+def report_on(distiller: Steps, data: Any, steps_per_epoch: int | None) -> CheckReport:
     """The report on one batch.
 
     Args:
@@ -39,44 +41,43 @@ def checked(distiller: Steps, data: Any, steps_per_epoch: int | None) -> CheckRe
     """
     inputs = Inputs.of(data)
     images = np.asarray(inputs.images)
-    rows, rehearsed = distiller.rehearse(data)
-    scores = _plain_scores(rows)
-    student = scores["student"]
-    labels = None if rows.labels is None else rows.labels_of("plain").numpy()
-    comparable = "teacher" in scores and scores["teacher"].shape == student.shape
-    networks = _networks(distiller, inputs, images, scores, labels)
-    terms, gradient = _terms(rehearsed)
+    batch, rehearsed = distiller.rehearse(data)
+    counted = np.asarray(batch.weights_of("plain")) > 0
+    counted |= not counted.any()
+    scores = _plain_scores(batch)
+    labels = None
+    if batch.labels is not None:
+        labels = np.where(counted, batch.labels_of("plain"), -1)
+    running = distiller.teacher if inputs.teacher is None else None
+    networks = _networks(distiller, inputs, images, scores, labels, counted)
+    terms, loss, gradient = _terms(rehearsed)
     findings: list[str] = []
+    comparable = "teacher" in scores and scores["teacher"].shape == scores["student"].shape
     if comparable and labels is not None:
-        asked = distiller.teacher if inputs.teacher is None else None
-        findings += teacher_findings(scores["teacher"], labels, asked, images)
-    findings += _value_findings(distiller, images, networks)
+        findings += teacher_findings(scores["teacher"], labels, running, images)
+    findings += _value_findings(distiller.student, running, images, networks)
     findings += _score_findings(scores)
-    findings += _batch_findings(distiller, len(images))
+    findings += _batch_findings(distiller, int(counted.sum()))
     findings += _term_findings(terms, rehearsed)
     findings += _untaught(distiller.student, rehearsed)
-    agree = scores["teacher"].argmax(1) == student.argmax(1) if comparable else None
+    agreement = None
+    if comparable:
+        agree = scores["teacher"].argmax(1) == scores["student"].argmax(1)
+        agreement = float(agree[counted].mean())
     return CheckReport(
         warnings=tuple(findings),
-        batch=_words(distiller, images, steps_per_epoch),
+        image_shape=images.shape[1:],
+        image_range=(float(images.min()), float(images.max())),
+        images=len(images),
+        rows=len(images) * distiller.views.num_views,
+        replicas=distiller.distribute_strategy.num_replicas_in_sync,
+        steps_per_epoch=steps_per_epoch,
+        learning_rate=float(keras.ops.convert_to_numpy(distiller.optimizer.learning_rate)),
         networks=networks,
-        agreement=None if agree is None else float(agree.mean()),
+        agreement=agreement,
         terms=terms,
-        loss=sum(term.weight * term.value for term in terms),
+        loss=loss,
         gradient=gradient,
-    )
-
-
-def _words(distiller: Steps, images: np.ndarray, steps_per_epoch: int | None) -> str:
-    """A batch, an epoch and the optimizer in a line."""
-    size, views = "x".join(map(str, images.shape[1:])), distiller.views.num_views
-    steps = "an unknown number of" if steps_per_epoch is None else f"{steps_per_epoch:,}"
-    replicas = distiller.distribute_strategy.num_replicas_in_sync
-    rate = float(keras.ops.convert_to_numpy(distiller.optimizer.learning_rate))
-    return (
-        f"{len(images)} images {size} in {images.min():.4g}..{images.max():.4g}, "
-        f"{len(images) * views} rows; {steps} steps an epoch, learning rate {rate:.4g}"
-        + (f", {replicas} replicas" if replicas > 1 else "")
     )
 
 
@@ -95,17 +96,26 @@ def _networks(
     images: np.ndarray,
     scores: Mapping[str, np.ndarray],
     labels: np.ndarray | None,
+    counted: np.ndarray,
 ) -> tuple[NetworkFacts, ...]:
     """Facts on the teacher, if one runs or was stored, and on the student."""
     student, teacher = distiller.student, distiller.teacher
     facts = [
-        _facts("student", student, compute_dtypes(flat_layers(student)), images, scores, labels)
+        _facts(
+            "student",
+            student,
+            compute_dtypes(flat_layers(student)),
+            images,
+            scores,
+            labels,
+            counted,
+        )
     ]
     if inputs.teacher is not None:
-        facts.insert(0, _facts("stored teacher", None, [], images, scores, labels))
+        facts.insert(0, _facts("stored teacher", None, [], images, scores, labels, counted))
     elif teacher is not None:
         dtypes = teacher.compute_dtypes
-        facts.insert(0, _facts("teacher", teacher.model, dtypes, images, scores, labels))
+        facts.insert(0, _facts("teacher", teacher.model, dtypes, images, scores, labels, counted))
         if teacher.preprocessing is not None:
             facts[0] = dataclasses.replace(facts[0], expects="preprocessing", seen=None)
     return tuple(facts)
@@ -118,6 +128,7 @@ def _facts(
     images: np.ndarray,
     scores: Mapping[str, np.ndarray],
     labels: np.ndarray | None,
+    counted: np.ndarray,
 ) -> NetworkFacts:
     logits = scores.get(part.split()[-1])
     known = np.zeros(len(images), bool) if labels is None else labels >= 0
@@ -133,7 +144,7 @@ def _facts(
         standardizes=standardizes(layer),
         seen=None if layer is None else _mean_and_std(np.asarray(layer(images), "float64")),
         accuracy=accuracy,
-        entropy=None if logits is None else _entropy(logits),
+        entropy=None if logits is None else _entropy(logits[counted]),
         classes=None if logits is None else logits.shape[1],
     )
 
@@ -148,50 +159,48 @@ def _entropy(logits: np.ndarray) -> float:
     return -float(tf.reduce_mean(tf.reduce_sum(tf.exp(logs) * logs, axis=1)))
 
 
-def _terms(rehearsed: Sequence[RehearsedTerm]) -> tuple[tuple[TermFacts, ...], float]:
-    """Facts on each term of the loss, and the norm of the loss's gradient."""
-    by_variable = zip(*(term.gradient for term in rehearsed), strict=True)
-    columns = [_filled(gradients) for gradients in by_variable]
-    gradients = np.concatenate([np.zeros((len(rehearsed), 0)), *columns], axis=1)
-    total = gradients.sum(axis=0)
+def _terms(rehearsed: Sequence[RehearsedTerm]) -> tuple[tuple[TermFacts, ...], float, float]:
+    """Facts on each term, the loss, and the norm of its gradient."""
+    products = np.zeros((len(rehearsed), len(rehearsed)))  # of each gradient with each
+    for gradients in zip(*(term.gradient for term in rehearsed), strict=True):
+        size = max((g.size for g in gradients if g is not None), default=0)
+        rows = np.stack([np.zeros(size) if g is None else g.ravel() for g in gradients])
+        products += np.matmul(rows, rows.T, dtype="float64")
+    norms, along = np.sqrt(products.diagonal()), products.sum(axis=1)
+    whole = float(np.sqrt(max(products.sum(), 0)))
     terms = tuple(
         TermFacts(
             name=term.name,
             value=term.mean,
             weight=term.weight,
             rows=term.count,
-            gradient=float(np.linalg.norm(gradient)),
-            cosine=_cosine(gradient, total),
+            gradient=float(norm),
+            cosine=float(dot / (norm * whole)) if norm * whole > 0 else 0.0,
         )
-        for term, gradient in zip(rehearsed, gradients, strict=True)
+        for term, norm, dot in zip(rehearsed, norms, along, strict=True)
     )
-    return terms, float(np.linalg.norm(total))
-
-
-def _filled(gradients: Sequence[np.ndarray | None]) -> np.ndarray:
-    """The terms' gradients of one variable as rows, zeros where a term does not reach it."""
-    size = max((gradient.size for gradient in gradients if gradient is not None), default=0)
-    return np.stack([np.zeros(size) if g is None else g.ravel() for g in gradients])
-
-
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    norms = np.linalg.norm(one) * np.linalg.norm(other)
-    return float(one @ other / norms) if norms > 0 else 0.0
+    return terms, sum(term.weight * term.value for term in terms), whole
 
 
 def _value_findings(
-    distiller: Steps, images: np.ndarray, networks: Sequence[NetworkFacts]
-) -> list[str]:
+    student: keras.Model,
+    teacher: FrozenTeacher | None,
+    images: np.ndarray,
+    networks: Sequence[NetworkFacts],
+) -> Iterator[str]:
     """Values that a network does not expect, or that its own constants do not normalise."""
-    findings = preflight.value_findings(images, preflight.fed_networks(distiller))
-    return findings or [
-        f"The {facts.part} {facts.name!r} turns these images into channels of mean "
-        f"{_listed(facts.seen[0])} and deviation {_listed(facts.seen[1])}, where its constants "
-        "should give about 0 and 1: they are those of other images, or mean and deviation are "
-        "exchanged; build it with `data.info`, unless it was trained so."
-        for facts in networks
-        if facts.standardizes and facts.seen is not None and not _standardized(*facts.seen)
-    ]
+    findings = preflight.value_findings(images, student, teacher)
+    yield from findings.values()
+    for facts in networks:
+        if facts.part in findings or not facts.standardizes or facts.seen is None:
+            continue
+        if len(images) >= _FEW_FOR_STATISTICS and not _standardized(*facts.seen):
+            yield (
+                f"The {facts.part} {facts.name!r} turns these images into channels of mean "
+                f"{_listed(facts.seen[0])} and deviation {_listed(facts.seen[1])}, where its "
+                "constants should give about 0 and 1: they are those of other images, or mean and "
+                "deviation are exchanged; build it with `data.info`, unless it was trained so."
+            )
 
 
 def _standardized(means: Sequence[float], deviations: Sequence[float]) -> bool:
@@ -221,7 +230,7 @@ def _score_findings(scores: Mapping[str, np.ndarray]) -> Iterator[str]:
 def _batch_findings(distiller: Steps, images: int) -> Iterator[str]:
     """A batch that is too small for what the objectives do with it."""
     comparing = [objective.name for objective in distiller.objectives if objective.compares_images]
-    if comparing and images < FEW_IMAGES:
+    if comparing and images < _FEW_IMAGES:
         yield (
             f"`{comparing[0]}` compares each view with the images of the batch, and {images} "
             "tell it little (1 nothing): use a larger batch; the papers have 64."

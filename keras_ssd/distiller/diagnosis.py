@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from keras_ssd.layers.structure import normalization_of
 from keras_ssd.teacher import FrozenTeacher
@@ -23,20 +24,19 @@ def teacher_findings(
 
     Args:
         logits: The teacher's, `[B, C]`.
-        labels: Integers `[B]`, -1 where there is none.
+        labels: Integers `[B]`, -1 where an image has none or does not count.
         teacher: The teacher, None where its outputs were stored.
         images: What it is given, `[B, height, width, channels]`.
     """
     known = labels >= 0
-    logits, labels, images = logits[known], labels[known], images[known]
-    if not len(labels):
+    if not known.any():
         return []
-    right = logits.argmax(axis=1) == labels
-    reasons = [_another_order(logits.argmax(axis=1), labels, right)]
+    predicted, truth = logits.argmax(axis=1)[known], labels[known]
+    reasons = [_another_order(predicted, truth)]
     if teacher is not None:
         reasons.append(_other_values(teacher, images, labels))
     if not any(reasons):
-        reasons.append(_no_better_than_chance(right, labels, logits.shape[1]))
+        reasons.append(_no_better_than_chance(predicted == truth, truth, logits.shape[1]))
     return [reason for reason in reasons if reason is not None]
 
 
@@ -47,8 +47,9 @@ def _no_better_than_chance(right: np.ndarray, labels: np.ndarray, classes: int) 
             f"All labels of this batch are class {labels[0]}, so it cannot tell whether the "
             "teacher is any good: shuffle the images."
         )
-    chance = max(1 / classes, largest / len(labels))
-    if _tail(len(labels), int(right.sum()), chance) <= _CHANCE:
+    chance, count = max(1 / classes, largest / len(labels)), len(labels)
+    can_tell = _tail(count, count, chance) <= _CHANCE  # not of a few images, or mostly of one class
+    if not can_tell or _tail(count, int(right.sum()), chance) <= _CHANCE:
         return None
     return (
         f"The teacher is right in {right.sum()} of {len(labels)} images, no more than chance "
@@ -56,8 +57,9 @@ def _no_better_than_chance(right: np.ndarray, labels: np.ndarray, classes: int) 
     )
 
 
-def _another_order(predicted: np.ndarray, labels: np.ndarray, right: np.ndarray) -> str | None:
+def _another_order(predicted: np.ndarray, labels: np.ndarray) -> str | None:
     """Whether a class of the teacher tells the label, but another one than its number."""
+    right = predicted == labels
     renumbered = np.array([_usual_label(predicted, labels, i) for i in range(len(labels))])
     renumbered_right = renumbered == labels
     if not _better(renumbered_right, right, labels):
@@ -80,26 +82,40 @@ def _usual_label(predicted: np.ndarray, labels: np.ndarray, image: int) -> int:
 
 def _other_values(teacher: FrozenTeacher, images: np.ndarray, labels: np.ndarray) -> str | None:
     """Whether the teacher knows the images better with other values than it is given."""
-
-    def right_with(values: Any) -> np.ndarray:
-        return np.argmax(teacher(values)["logits"], axis=1) == labels
-
-    right = right_with(images)
-    found = {words: right_with(values) for words, values in _candidates(teacher, images)}
-    words = max(found, key=lambda name: found[name].sum())
-    if not _better(found[words], right, labels):
+    right = _right_with(teacher, images, labels)
+    found = {
+        words: _right_with(teacher, values, labels)
+        for words, values in _candidates(teacher, images)
+    }
+    answered = {words: answers for words, answers in found.items() if answers is not None}
+    words = max(answered, key=lambda name: answered[name].sum(), default=None)
+    truth = labels[labels >= 0]
+    if right is None or words is None or not _better(answered[words], right, truth):
         return None
     return (
-        f"The teacher is right in {right.sum()} of {len(labels)} images as they are, and in "
-        f"{found[words].sum()} when it sees them {words}: normalise them as it was trained, "
-        "in the model or by `teacher_preprocessing`."
+        f"The teacher is right in {right.sum()} of {len(truth)} images as they are, and in "
+        f"{answered[words].sum()} when it sees them {words}: normalise them as it was trained, in "
+        "the model or by `teacher_preprocessing`."
     )
+
+
+def _right_with(teacher: FrozenTeacher, images: np.ndarray, labels: np.ndarray) -> Any:
+    """Whether each labelled image is put into its class; None where a user's function fails."""
+    try:
+        logits = teacher(tf.convert_to_tensor(images))["logits"]
+    except Exception:  # the values are none that it was written for
+        return None
+    return (np.argmax(logits, axis=1) == labels)[labels >= 0]
 
 
 def _candidates(teacher: FrozenTeacher, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """The images with other values, in words and as the teacher is to be given them."""
-    images = images.astype("float32")
-    unit = _in_unit_range(images)
+    if images.shape[-1] == 3:
+        yield "with red and blue exchanged", images[..., ::-1]
+    whole_numbers = np.issubdtype(images.dtype, np.integer)
+    if whole_numbers and (teacher.model is None or teacher.preprocessing is not None):
+        return  # a function may take no other kind, or round what it is given
+    unit = _in_unit_range(images.astype("float32"))
     mean, std = (f(unit, axis=(0, 1, 2)) for f in (np.mean, np.std))
     seen = {
         "in 0..1": unit,
@@ -110,12 +126,10 @@ def _candidates(teacher: FrozenTeacher, images: np.ndarray) -> Iterator[tuple[st
     layer = None if teacher.preprocessing is not None else normalization_of(teacher.model)
     for words, values in seen.items():
         if layer is not None:  # both kinds of layer are affine
-            offset = np.asarray(layer(np.zeros_like(images[:1])), "float32")
-            scale = np.asarray(layer(np.ones_like(images[:1])), "float32") - offset
+            offset = np.asarray(layer(np.zeros_like(values[:1])), "float32")
+            scale = np.asarray(layer(np.ones_like(values[:1])), "float32") - offset
             values, words = (values - offset) / scale, f"{words}, behind its own normalisation"
         yield words, values
-    if images.shape[-1] == 3:
-        yield "with red and blue exchanged", images[..., ::-1]
 
 
 def _in_unit_range(images: np.ndarray) -> np.ndarray:

@@ -13,11 +13,11 @@ import tensorflow as tf
 
 from keras_ssd.callbacks import followed
 from keras_ssd.distiller import preflight, saving
-from keras_ssd.distiller.check import checked
+from keras_ssd.distiller.check import report_on
 from keras_ssd.distiller.compiled_metrics import refuse_probability_form
 from keras_ssd.distiller.first_batch import first_batch, num_batches
 from keras_ssd.distiller.guard import plain_sentences
-from keras_ssd.distiller.inputs import images_of
+from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.report import CheckReport
 from keras_ssd.distiller.steps import Steps
 from keras_ssd.distiller.trackers import RESERVED, Trackers
@@ -78,6 +78,7 @@ class Distiller(Steps):
     ) -> None:
         student = preflight.checked_student(student)
         preflight.check_objectives(objectives, RESERVED)
+        preflight.check_untrained(objectives, student)
         views = Plain() if views is None else views
         preflight.check_views(views)
         # autocast=False: float images must reach the networks' own normalisation in full precision.
@@ -91,7 +92,6 @@ class Distiller(Steps):
         self.seed = int(seed)
         self.evaluate_views = False
         self._trackers = None
-        self._values_seen = False
         self.set_teacher(teacher, teacher_preprocessing)
         self.built = True
 
@@ -123,6 +123,7 @@ class Distiller(Steps):
             preflight.warn_if_teacher_is_smaller(frozen, self.student)
         self.teacher = frozen
         self.train_function = self.test_function = None  # they have traced the old teacher
+        self._values_seen = False
 
     def compile(
         self,
@@ -254,15 +255,17 @@ class Distiller(Steps):
         batch = first_batch(x)
         if batch is None:
             return
-        images = np.asarray(images_of(keras.utils.unpack_x_y_sample_weight(batch)[0]))
-        for finding in preflight.value_findings(images, preflight.fed_networks(self)):
+        inputs = Inputs.of(batch)
+        teacher = self.teacher if inputs.teacher is None else None
+        images = np.asarray(inputs.images)
+        for finding in preflight.value_findings(images, self.student, teacher).values():
             warnings.warn(finding, stacklevel=3)
         self._values_seen = True
 
     def check(
         self, x: Any, y: Any = None, sample_weight: Any = None, batch_size: int | None = None
     ) -> CheckReport:
-        """Runs one batch through everything, prints a short table and changes nothing.
+        """Runs one batch through everything and prints a short table.
 
         The table begins with warnings, each with what to do: a teacher at chance, with its classes
         in another order or with images normalised as it was not trained; values that do not fit
@@ -271,8 +274,8 @@ class Distiller(Steps):
         accuracy, entropy) and the terms of the loss: value, norm of the weighted gradient on the
         student, and its cosine with the gradient of the whole loss.
 
-        It takes about as long as a training step a term; with several replicas the whole batch
-        runs on one.
+        No Keras variable changes. It takes as long as some training steps (a backward pass a term,
+        and the teacher a few times more); with several replicas the whole batch runs on one.
 
         Args:
             x: As in `fit`: a data set (begun once more for it), or images, or a dict.
@@ -300,7 +303,7 @@ class Distiller(Steps):
                 "that can be read again, or arrays, with at least one image."
             )
         with plain_sentences():
-            report = checked(self, batch, num_batches(x, size))
+            report = report_on(self, batch, num_batches(x, size))
         print(report)
         return report
 

@@ -25,9 +25,10 @@ def first_batch(x: Any, y: Any = None, sample_weight: Any = None, batch_size: in
     if isinstance(x, tf.data.Dataset):
         return next(iter(x.take(1)), None)
     if isinstance(x, keras.utils.PyDataset):
-        return x[0] if x.num_batches else None
+        return None if x.num_batches == 0 else x[0]
     arrays = [a for a in keras.tree.flatten((x, y, sample_weight)) if a is not None]
-    if not all(hasattr(a, "shape") and len(a.shape) for a in arrays) or not len(arrays[0]):
+    are_arrays = all(hasattr(array, "shape") and len(array.shape) for array in arrays)
+    if not arrays or not are_arrays or not len(arrays[0]):
         return None
     rows = np.unique(np.linspace(0, len(arrays[0]) - 1, batch_size).round().astype(int))
     x, y, sample_weight = keras.tree.map_structure(

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.collectives import all_sum, num_replicas
+from keras_ssd.losses import at_least_float32
 
 
 def shared_gradients(
@@ -43,7 +44,7 @@ def shared_gradients(
 def whole_gradient(
     tape: tf.GradientTape, value: tf.Tensor, variables: Sequence[keras.Variable]
 ) -> list[np.ndarray | None]:
-    """The gradient of a scalar in float64, scaled on the way as far as float16 can bear it.
+    """The gradient of a scalar, scaled on the way as far as float16 can bear it.
 
     Args:
         tape: A persistent tape that has seen the scalar.
@@ -51,11 +52,14 @@ def whole_gradient(
         variables: What to differentiate by.
 
     Returns:
-        An array a variable, None where the scalar does not depend on it.
+        An array a variable, float32 or float64; None where the scalar does not depend on it.
     """
     for scale in (2.0**12, 2.0**6, 1.0):
         gradients = tape.gradient(value, variables, output_gradients=tf.cast(scale, value.dtype))
-        arrays = [None if g is None else np.asarray(g, "float64") / scale for g in gradients]
+        arrays = [  # sparse ones (of an `Embedding`) become dense
+            None if g is None else at_least_float32(tf.convert_to_tensor(g)).numpy() / scale
+            for g in gradients
+        ]
         if all(np.isfinite(array).all() for array in arrays if array is not None):
             break
     return arrays

@@ -72,9 +72,11 @@ class Guard:
         fits = tf.reduce_all(fits)
         found = [words, tf.reduce_min(values), "to", tf.reduce_max(values)]
         self._checks.append(fits)
-        assertion = tf.debugging.Assert(fits, found)
-        if assertion is not None:  # None: it has held already, eagerly
-            self._assertions.append(assertion)
+        if not tf.executing_eagerly():
+            self._assertions.append(tf.debugging.Assert(fits, found))
+        elif not fits:
+            sentence = " ".join(map(str, (words, found[1].numpy(), "to", found[3].numpy())))
+            raise tf.errors.InvalidArgumentError(None, None, f"{sentence}.")
 
     def nan_if_broken(self, loss: tf.Tensor) -> tf.Tensor:
         """The loss, or NaN without a gradient where a check failed."""

@@ -79,17 +79,22 @@ def check_objectives(objectives: Sequence[Objective], reserved: Iterable[str]) -
                 "them another `name=`."
             )
         names.append(objective.name)
-        if objective.state is not None:
-            check_untrained(objective.name, objective.state.trainable_weights)
 
 
-def check_untrained(name: str, variables: Sequence[Any]) -> None:
-    """Refuses trainable variables that an objective holds: only the student's are trained."""
-    if variables:
-        raise ValueError(
-            f"`{name}` holds the trainable variable {variables[0].name!r}, and only the student's "
-            "are trained: make its layer a head of the student, or `trainable=False`."
-        )
+def check_untrained(objectives: Iterable[Objective], student: keras.Model) -> None:
+    """Refuses trainable variables that objectives hold: only the student's are trained."""
+    trained = {id(variable) for variable in student.variables}
+    for objective in objectives:
+        for part in [objective.state, *keras.tree.flatten(list(vars(objective).values()))]:
+            weights = part.trainable_weights if isinstance(part, keras.Layer) else [part]
+            for weight in weights:
+                trainable = isinstance(weight, keras.Variable) and weight.trainable
+                if trainable and id(weight) not in trained:
+                    raise ValueError(
+                        f"`{objective.name}` holds the trainable variable {weight.path!r}, and "
+                        "only the student's are trained: make its layer a head of the student, "
+                        "or freeze it (`trainable=False`)."
+                    )
 
 
 def known_outputs(network: Any) -> dict[str, Any] | None:
@@ -273,36 +278,33 @@ def _some_unlabeled(y: Any) -> bool:
     return bool((labels.sum(axis=1) <= 0).any() if one_hot else (labels < 0).any())
 
 
-def fed_networks(distiller: Any) -> dict[str, keras.Model]:
-    """The models of a Distiller that take the images as they are, by the name of their part."""
-    networks = {"student": distiller.student}
-    teacher = distiller.teacher
-    if teacher is not None and teacher.preprocessing is None:
-        networks["teacher"] = teacher.model
-    return networks
-
-
-def value_findings(images: np.ndarray, networks: Mapping[str, Any]) -> list[str]:
-    """Sentences on values of the images that do not fit what a network expects.
+def value_findings(
+    images: np.ndarray, student: keras.Model, teacher: FrozenTeacher | None
+) -> dict[str, str]:
+    """Sentences, by part, on values of the images that do not fit what a network expects.
 
     Args:
         images: `[few, height, width, channels]`.
-        networks: The models that take these images as they are, by the name of their part.
+        student: The student.
+        teacher: The teacher that runs, or None.
     """
+    networks = {"student": student}
+    if teacher is not None and teacher.preprocessing is None:
+        networks["teacher"] = teacher.model
     if images.size == 0:
-        return []
+        return {}
     low, high = float(images.min()), float(images.max())
-    findings = []
+    findings = {}
     for part, network in networks.items():
         raw = takes_raw_images(network)
         if raw is True and (low < 0 or high <= 2):
-            findings.append(
+            findings[part] = (
                 f"The {part} {network.name!r} normalises raw images (0..255) itself, but the "
                 f"images lie in {low:.4g}..{high:.4g}: give raw images, or build it without `mean` "
                 "and `std`."
             )
         elif raw is False and low >= 0 and high > 20:
-            findings.append(
+            findings[part] = (
                 f"The {part} {network.name!r} has no layer that normalises, but the images lie in "
                 f"{low:.4g}..{high:.4g}: build it with `data.info`, or normalise the images."
             )

@@ -68,7 +68,13 @@ class CheckReport:
 
     Attributes:
         warnings: Sentences, each with what to do; empty where nothing was found.
-        batch: The size of the batch and of an epoch, in words.
+        image_shape: Height, width and channels.
+        image_range: The smallest and the largest value.
+        images: Their number, B.
+        rows: The number of rows that the views make of them.
+        replicas: On how many the Distiller trains; the batch is that of all.
+        steps_per_epoch: None where it is not known.
+        learning_rate: That of the next step.
         networks: Teacher (if one ran) and student.
         agreement: Share of plain images that both put into one class; None without a teacher of the
             same classes.
@@ -78,7 +84,13 @@ class CheckReport:
     """
 
     warnings: tuple[str, ...]
-    batch: str
+    image_shape: tuple[int, ...]
+    image_range: tuple[float, float]
+    images: int
+    rows: int
+    replicas: int
+    steps_per_epoch: int | None
+    learning_rate: float
     networks: tuple[NetworkFacts, ...]
     agreement: float | None
     terms: tuple[TermFacts, ...]
@@ -91,23 +103,31 @@ class CheckReport:
             textwrap.fill(warning, _WIDTH, initial_indent="! ", subsequent_indent="  ")
             for warning in self.warnings
         ]
-        agreement = (
-            "" if self.agreement is None else f"teacher agreement {100 * self.agreement:.1f} %\n"
-        )
+        networks = _table(_NETWORK_COLUMNS, [_network_row(network) for network in self.networks])
+        if self.agreement is not None:
+            networks += f"\nteacher agreement {100 * self.agreement:.1f} %"
+        terms = [
+            *(_term_row(term) for term in self.terms),
+            ("loss", f"{self.loss:.4g}", "", "", f"{self.gradient:.3g}", ""),
+        ]
         blocks = [
-            self.batch,
-            "\n".join(warnings) or "nothing to warn of",
-            _table(_NETWORK_COLUMNS, [_network_row(network) for network in self.networks])
-            + f"\n{agreement}".rstrip(),
-            _table(
-                ("term", "value", "weight", "rows", "gradient", "cosine"),
-                [
-                    *(_term_row(term) for term in self.terms),
-                    ("loss", f"{self.loss:.4g}", "", "", f"{self.gradient:.3g}", ""),
-                ],
-            ),
+            "\n".join(warnings) or "Nothing to warn of.",
+            self._batch(),
+            networks,
+            _table(_TERM_COLUMNS, terms),
         ]
         return "\n\n".join(blocks)
+
+    def _batch(self) -> str:
+        """The batch, an epoch and the learning rate in a line."""
+        low, high = self.image_range
+        size = "x".join(map(str, self.image_shape))
+        steps = "?" if self.steps_per_epoch is None else f"{self.steps_per_epoch:,}"
+        return (
+            f"{self.images} images {size} in {low:.4g}..{high:.4g}, "
+            f"{self.rows} rows; {steps} steps an epoch, learning rate {self.learning_rate:.4g}"
+            + (f", {self.replicas} replicas" if self.replicas > 1 else "")
+        )
 
     def __repr__(self) -> str:
         """A short form: the table is `print(report)`."""
@@ -122,6 +142,7 @@ _NETWORK_COLUMNS = (
     "accuracy",
     "entropy",
 )
+_TERM_COLUMNS = ("term", "value", "weight", "rows", "gradient", "cosine")
 
 
 def _network_row(network: NetworkFacts) -> tuple[str, ...]:

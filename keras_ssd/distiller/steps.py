@@ -92,7 +92,8 @@ class Steps(keras.Model):
         with tf.GradientTape() as tape:
             batch, guard, added = self._batch(inputs, rows, teacher, training=True)
             self._require_logits(guard, batch)
-            terms = self._run_objectives(batch, tape)
+            terms = _run(self.objectives, batch)
+            preflight.check_untrained(self.objectives, self.student)  # layers may be built only now
             share = guard.nan_if_broken(self._loss_share(batch, terms, added))
             scaled = self.optimizer.scale_loss(share)
         self._update(tape, scaled, guard)
@@ -117,8 +118,9 @@ class Steps(keras.Model):
             batch, *_ = self._batch(inputs, rows, teacher, training=True)
             terms = [
                 (objective.name, objective.weight, tf.math.divide_no_nan(total, count), count)
-                for objective, total, count in self._run_objectives(batch, tape)
+                for objective, total, count in _run(self.objectives, batch)
             ]
+            preflight.check_untrained(self.objectives, self.student)
             weighted = [weight * mean for _, weight, mean, _ in terms]
         with tape:  # regularisers find no weights in the scope
             own = self._student_losses(batch, scope.losses)
@@ -236,19 +238,6 @@ class Steps(keras.Model):
                 variable.assign(updated)
         return outputs, scope.losses
 
-    def _run_objectives(self, batch: Batch, tape: tf.GradientTape) -> list[_Term]:
-        """The terms; refuses objectives that bring trainable variables of their own."""
-        strategy = tf.distribute.get_strategy()
-        known = {id(variable) for variable in tape.watched_variables()}
-        for variable in self.student.trainable_variables:
-            known |= {id(one) for one in strategy.experimental_local_results(variable.value)}
-        terms = []
-        for objective in self.objectives:
-            terms.append((objective, *objective(batch)))
-            new = [v for v in tape.watched_variables() if id(v) not in known]
-            preflight.check_untrained(objective.name, new)
-        return terms
-
     def _loss_share(self, batch: Batch, terms: list[_Term], added: list[tf.Tensor]) -> tf.Tensor:
         """This replica's share of the loss: the shares of all replicas add up to it."""
         share = self._student_losses(batch, added)
@@ -319,4 +308,15 @@ class Steps(keras.Model):
 
 
 def _run(objectives: Sequence[Objective], batch: Batch) -> list[_Term]:
-    return [(objective, *objective(batch)) for objective in objectives]
+    terms = []
+    for objective in objectives:
+        total, count = objective(batch)
+        total = tf.convert_to_tensor(total)
+        count = tf.cast(count, total.dtype)
+        if total.shape.rank or count.shape.rank:
+            raise ValueError(
+                f"`{objective.name}` must return two scalars, the sum over its rows and their "
+                f"weight, got shapes {total.shape} and {count.shape}: sum over the rows."
+            )
+        terms.append((objective, total, count))
+    return terms

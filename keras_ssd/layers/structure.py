@@ -9,9 +9,30 @@ import keras
 import numpy as np
 
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
+from keras_ssd.layers.functional import is_functional
 
 _NORMALISES = (keras.layers.Rescaling, keras.layers.Normalization)
-_KEEPS_VALUES = (keras.layers.Resizing, keras.layers.CenterCrop)
+_KEEPS_VALUES = (
+    keras.layers.CenterCrop,
+    keras.layers.Cropping2D,
+    keras.layers.RandomCrop,
+    keras.layers.RandomFlip,
+    keras.layers.RandomRotation,
+    keras.layers.RandomTranslation,
+    keras.layers.RandomZoom,
+    keras.layers.Resizing,
+    keras.layers.ZeroPadding2D,
+)
+_TAKES_NORMALISED = (
+    keras.layers.AveragePooling2D,
+    keras.layers.Conv2D,
+    keras.layers.Dense,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.MaxPooling2D,
+    keras.layers.SeparableConv2D,
+)
 
 
 def inner_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -34,22 +55,22 @@ def takes_raw_images(network: Any) -> bool | None:
 
     Args:
         network: Any network; nested and frozen models are looked into, and what leaves the values
-            as they are (resizing, cropping) is passed over.
+            as they are (resizing, cropping, padding, flips) is passed over.
 
     Returns:
-        True, False, or None where a function, a `Lambda` or the `call` of a subclassed model may do
-        anything to the images.
+        True; False where a convolution, a dense layer or pooling comes first; None where anything
+        else may do anything to the images: a function, an operation, a layer of another kind, the
+        `call` of a subclassed model.
     """
-    if normalization_of(network) is not None:
+    first = next(_changing_values(network), None)
+    if isinstance(first, _NORMALISES):
         return True
-    first = _first_that_changes_values(network)
-    certain = hasattr(network, "outputs") and first is not None
-    return False if certain and not isinstance(first, keras.layers.Lambda) else None
+    return False if isinstance(first, _TAKES_NORMALISED) else None
 
 
 def normalization_of(network: Any) -> keras.layers.Layer | None:
-    """The `Rescaling` or `Normalization` layer that a network begins with, None without one."""
-    first = _first_that_changes_values(network)
+    """The `Rescaling` or `Normalization` layer that images meet first of all, None without one."""
+    first = next(_operations(network), None)
     return first if isinstance(first, _NORMALISES) else None
 
 
@@ -73,7 +94,20 @@ def compute_dtypes(layers: Iterable[Any]) -> list[str]:
     )
 
 
-def _first_that_changes_values(network: Any) -> keras.layers.Layer | None:
-    if not isinstance(network, keras.Model):
-        return None
-    return next((x for x in inner_layers(network) if not isinstance(x, _KEEPS_VALUES)), None)
+def _changing_values(network: Any) -> Iterator[Any]:
+    return (each for each in _operations(network) if not isinstance(each, _KEEPS_VALUES))
+
+
+def _operations(network: Any) -> Iterator[Any]:
+    """Layers and operations in order, inputs left out; none where only a call tells."""
+    if isinstance(network, FrozenBackbone):
+        network = network.frozen.model
+    if not is_functional(network):
+        yield network
+        return
+    inside = network.layers if isinstance(network, keras.Sequential) else network.operations
+    for operation in inside:
+        if isinstance(operation, (keras.Model, FrozenBackbone)):
+            yield from _operations(operation)
+        elif not isinstance(operation, keras.layers.InputLayer):
+            yield operation

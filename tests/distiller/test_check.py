@@ -75,14 +75,14 @@ def test_nothing_to_warn_of(capsys):
     assert report.networks[0].accuracy == 1
     printed = capsys.readouterr().out
     assert printed == f"{report}\n"
-    assert "nothing to warn of" in printed
+    assert printed.startswith("Nothing to warn of.\n\n48 images")
     assert repr(report) == "<CheckReport: 0 warning(s)>"
 
 
 def test_table():
     table = str(check(compiled(optimizer=sgd(0.25))))
-    assert re.match(r"48 images 8x8x3 in \d+..\d+, 48 rows; 1 steps an epoch, ", table)
-    assert "learning rate 0.25\n" in table
+    line = r"48 images 8x8x3 in \d+..\d+, 48 rows; 1 steps an epoch, learning rate 0.25\n"
+    assert re.search(f"\n\n{line}\n", table)
     lines = table.splitlines()
     teacher = next(line for line in lines if line.startswith("teacher "))
     assert re.search(r"float32 +raw +-?0.0\d \+- \d.\d\d +100.0 % +0.\d\d of 1.10", teacher)
@@ -139,7 +139,7 @@ def test_entropy_is_that_of_the_class_distributions():
 
 def only_warning(report):
     assert len(report.warnings) == 1, report.warnings
-    assert f"! {report.warnings[0][:40]}" in str(report)
+    assert str(report).startswith(f"! {report.warnings[0][:40]}")
     return report.warnings[0]
 
 
@@ -156,6 +156,42 @@ def test_teacher_that_always_says_one_class_is_at_chance():
     assert "no more than chance" in only_warning(check(teacher, labels=labels))
     other = compiled(lambda _: tf.constant(np.roll(constant, 1, axis=1)))
     assert "no more than chance" in only_warning(check(other, labels=labels))
+
+
+def test_few_or_uneven_images_tell_nothing():
+    """A teacher that is always right is not called one at chance."""
+    assert check(compiled(), IMAGES[:3], LABELS[:3]).warnings == ()
+    uneven = np.concatenate([np.flatnonzero(LABELS == 0), [1]])
+    assert check(compiled(), IMAGES[uneven], LABELS[uneven], batch_size=17).warnings == ()
+
+
+def test_a_teacher_that_knows_nothing_has_no_other_order():
+    """Of 100 classes and 64 images every class is met about once."""
+    numbers = np.random.default_rng(3)
+    scores, labels = numbers.normal(size=(64, 100)), numbers.integers(0, 100, 64)
+    rescale = layers.Rescaling(1 / 128, -1)
+    student = keras.Sequential([rescale, layers.Flatten(), layers.Dense(100)])
+    student.build((None, 8, 8, 3))
+    model = compiled(lambda _: tf.constant(scores), student=student)
+    report = check(model, IMAGES[np.arange(64) % 48], labels, batch_size=64)
+    assert "no more than chance" in only_warning(report)
+
+
+def test_images_of_weight_0_do_not_count():
+    wrong = np.where(np.arange(48) < 24, LABELS, (LABELS + 1) % 3)
+    weights = (np.arange(48) < 24).astype("float32")
+    model = compiled()
+    report = model.check(IMAGES, wrong, weights, batch_size=48)
+    assert report.warnings == ()
+    assert report.networks[0].accuracy == 1
+    half = model.check(IMAGES[:24], LABELS[:24], batch_size=24)
+    assert report.agreement == half.agreement
+    assert report.networks[0].entropy == pytest.approx(half.networks[0].entropy)
+    few = np.zeros(12, "float32")
+    few[:5] = 1
+    similar = compiled(tiny.teacher_network(), tiny.SSKD)
+    report = similar.check(tiny.IMAGES, tiny.LABELS, few)
+    assert any("images of the batch, and 5 tell it little" in w for w in report.warnings)
 
 
 def test_labels_of_one_class_tell_nothing():
@@ -242,6 +278,36 @@ def test_mean_and_deviation_exchanged():
     normalize = layers.Normalization(mean=255 * mean, variance=np.square(255 * std))
     adapted = keras.Model(images, layers.Dense(3)(layers.Flatten()(normalize(images))))
     assert "should give about 0 and 1" in only_warning(check(compiled(student=adapted)))
+
+
+def channels(means, deviations):
+    """32 images whose channels have these means and deviations."""
+    signs = np.where(np.arange(32 * 64).reshape(32, 8, 8) % 2, 1.0, -1.0)[..., None]
+    return (np.array(means) + np.array(deviations) * signs).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("means", "deviations", "warns"),
+    [
+        ([0, 0, 0.39], [1, 1, 1], False),
+        ([0, 0, -0.41], [1, 1, 1], True),
+        ([0, 0, 0], [1, 1, 0.56], False),
+        ([0, 0, 0], [1, 1, 0.54], True),
+        ([0, 0, 0], [1, 1.79, 1], False),
+        ([0, 0, 0], [1, 1.81, 1], True),
+    ],
+)
+def test_limits_of_what_is_about_0_and_1(means, deviations, warns):
+    """On 32 images; fewer are not judged."""
+    images = keras.Input((8, 8, 3))
+    normalize = layers.Rescaling([0.02, 0.02, 0.02], -2.56)
+    student = keras.Model(images, layers.Dense(3)(layers.Flatten()(normalize(images))))
+    model = ssd.Distiller(student=student, **LABELS_ONLY)
+    model.compile()
+    for count in (31, 32):
+        report = model.check(128 + 50 * channels(means, deviations)[:count], LABELS[:count])
+        constants = [w for w in report.warnings if "should give about 0 and 1" in w]
+        assert len(constants) == (warns and count == 32)
 
 
 def test_one_scale_for_all_channels_is_no_standardisation():
@@ -354,6 +420,43 @@ def test_small_gradient_of_a_float16_student_is_not_zero():
     assert got.gradient == pytest.approx(expected, rel=0.05)
 
 
+def test_large_gradient_of_a_float16_student_is_finite():
+    """A gradient that overflows where it is scaled by 2^12."""
+    keras.config.set_dtype_policy("mixed_float16")
+    student = plain()
+    keras.config.set_dtype_policy("float32")
+    small, large = (
+        check(compiled(student=student, preset={"objectives": [Times(factor)]}))
+        for factor in (1.0, 300.0)
+    )
+    assert large.warnings == ()
+    assert large.gradient == pytest.approx(300 * small.gradient, rel=0.05)
+
+
+class Times(ssd.objectives.Objective):
+    """A mean of the logits, many times over."""
+
+    student_outputs = ("logits",)
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def __call__(self, batch):
+        return self.factor * tf.reduce_sum(batch.student["logits"]), 48
+
+
+def test_sparse_gradients():
+    """Those of an `Embedding`, as in the networks that attend to places."""
+    images = keras.Input((8, 8, 3))
+    places = layers.Embedding(64, 3)(np.arange(64)[None])
+    x = layers.Reshape((64, 3))(layers.Rescaling(1 / 255)(images)) + places
+    student = keras.Model(images, layers.Dense(3)(layers.Flatten()(x)))
+    report = check(compiled(student=student))
+    assert report.warnings == ()
+    assert report.gradient > 0
+
+
 def test_precision_of_each_network():
     model = ssd.models.build("resnet8", num_classes=3, input_shape=(8, 8, 3), mean=MEAN, std=STD)
     half = ssd.freeze(model, dtype="bfloat16")
@@ -369,6 +472,9 @@ def test_precision_of_each_network():
 def test_stored_teacher():
     stored = knowing()(IMAGES.astype("float32")).numpy()
     report = check(compiled(None, KD), images={"image": IMAGES, "teacher": {"logits": stored}})
+    assert report.networks[0].name == ""
+    wrong = compiled(knowing(order=(1, 2, 0)), KD)  # which does not run
+    report = check(wrong, images={"image": IMAGES, "teacher": {"logits": stored}})
     teacher = report.networks[0]
     assert (teacher.part, teacher.accuracy, teacher.name) == ("stored teacher", 1, "")
     assert report.warnings == ()
@@ -393,6 +499,69 @@ def test_teacher_with_preprocessing():
     assert report.networks[0].expects == "preprocessing"
 
 
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        lambda x: tf.gather((np.arange(256) / 255 - 0.47) / 0.2, tf.cast(x, tf.int32)),
+        lambda x: (tf.cast(x, "float32") / 255 - 0.47) / 0.2 if x.dtype.is_integer else 1 / 0,
+    ],
+)
+def test_functions_that_take_whole_numbers_alone(preprocessing):
+    teacher = ssd.freeze(knowing(None), preprocessing=preprocessing)
+    assert check(compiled(teacher)).warnings == ()
+
+
+def test_function_for_a_batch_of_one_size():
+    inner = knowing()
+    teacher = tf.function(inner, input_signature=[tf.TensorSpec([48, 8, 8, 3], tf.uint8)])
+    some = np.where(np.arange(48) < 40, LABELS, -1)
+    report = check(compiled(teacher), labels=some)
+    assert report.warnings == ()
+    assert report.networks[0].accuracy == 1
+
+
+def test_normalisation_of_each_pixel_behind_another_size():
+    images = keras.Input((8, 8, 3))
+    normalize = layers.Normalization(
+        axis=(1, 2, 3), mean=np.zeros((4, 4, 3)), variance=np.ones((4, 4, 3))
+    )
+    x = normalize(layers.Resizing(4, 4)(images))
+    student = keras.Model(images, layers.Dense(3)(layers.Flatten()(x)))
+    report = check(compiled(student=student))
+    assert report.warnings == ()
+    assert (report.networks[1].expects, report.networks[1].seen) == ("raw", None)
+
+
+@pytest.mark.parametrize(
+    "count", [1, np.float64(1), tf.constant(1)], ids=["int", "float64", "tensor"]
+)
+def test_a_count_of_any_kind(count):
+    """`(value, 1)` is what an objective of the whole batch returns."""
+
+    class Whole(ssd.objectives.Objective):
+        student_outputs = ("logits",)
+
+        def __call__(self, batch):
+            return tf.reduce_mean(batch.student["logits"] ** 2), count
+
+    model = compiled(preset={"objectives": [Whole()]})
+    value = check(model).terms[0].value
+    assert tiny.step(model, IMAGES, LABELS)["whole"] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_total_for_each_row_is_refused():
+    class Rows(ssd.objectives.Objective):
+        student_outputs = ("logits",)
+
+        def __call__(self, batch):
+            return batch.student["logits"][:, 0], 1
+
+    model = compiled(preset={"objectives": [Rows()]})
+    for run in (check, lambda m: tiny.step(m, IMAGES, LABELS)):
+        with pytest.raises(ValueError, match=r"`rows` must return two scalars.*\(48,\) and \(\)"):
+            run(model)
+
+
 def test_no_teacher():
     report = check(labels_only())
     assert [network.part for network in report.networks] == ["student"]
@@ -413,21 +582,27 @@ class Batches(keras.utils.PyDataset):
         return IMAGES[:12], LABELS[:12]
 
 
+class Endless(Batches):
+    @property
+    def num_batches(self):
+        return None
+
+
 @pytest.mark.parametrize(
     ("data", "images", "steps"),
     [
-        ((IMAGES, LABELS), 32, "2 steps"),
-        ((tf.constant(IMAGES), tf.constant(LABELS)), 32, "2 steps"),
-        (({"image": IMAGES}, LABELS), 32, "2 steps"),
-        ((tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16),), 16, "3 steps"),
-        ((tf.data.Dataset.from_tensors((IMAGES, LABELS)).repeat(),), 48, "an unknown number of"),
-        ((Batches(),), 12, "4 steps"),
+        ((IMAGES, LABELS), 32, 2),
+        ((tf.constant(IMAGES), tf.constant(LABELS)), 32, 2),
+        (({"image": IMAGES}, LABELS), 32, 2),
+        ((tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16),), 16, 3),
+        ((tf.data.Dataset.from_tensors((IMAGES, LABELS)).repeat(),), 48, None),
+        ((Batches(),), 12, 4),
+        ((Endless(),), 12, None),
     ],
 )
 def test_kinds_of_data(data, images, steps):
     report = labels_only().check(*data)
-    assert report.batch.startswith(f"{images} images")
-    assert steps in report.batch
+    assert (report.images, report.steps_per_epoch) == (images, steps)
     assert report.terms[0].rows == images
 
 
@@ -454,6 +629,8 @@ def test_sample_weight_counts():
             "needs a batch",
         ),
         ((IMAGES[:0], LABELS[:0]), "with at least one image"),
+        ((None,), "needs a batch"),
+        (({},), "needs a batch"),
         ((IMAGES,), "`hard_labels` needs labels"),
     ],
 )
@@ -469,8 +646,10 @@ def test_refuses_what_is_not_compiled():
 
 
 def test_labels_out_of_range_are_one_sentence():
-    with pytest.raises(tf.errors.InvalidArgumentError, match="Labels must be -1"):
+    sentence = r"^Labels must be -1 \(unlabeled\) or 0..2, got values from 5 to 7\.$"
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
         labels_only().check(IMAGES, LABELS + 5)
+    assert re.match(sentence, error.value.message)
 
 
 def test_two_replicas_check_the_whole_batch_on_one(two_replicas):
@@ -480,7 +659,8 @@ def test_two_replicas_check_the_whole_batch_on_one(two_replicas):
         with pytest.raises(ValueError, match=r"Leave the scope of the tf\.distribute strategy"):
             check(model)
     report = check(model)
-    assert "2 replicas" in report.batch
+    assert report.replicas == 2
+    assert ", 2 replicas\n" in str(report)
     assert [term.value for term in report.terms] == pytest.approx(
         [term.value for term in expected.terms], rel=1e-5
     )
@@ -511,3 +691,15 @@ def test_fit_looks_at_values_once_or_not_at_all(check, begun):
         model.fit(data, verbose=0, check=check)
     model.fit(data, verbose=0, check=check)
     assert counting.begun.numpy() == begun
+
+
+def test_fit_looks_again_at_another_teacher_and_not_at_one_that_does_not_run():
+    unscaled = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3)])
+    model = compiled()
+    model.fit(IMAGES, LABELS, verbose=0)
+    model.set_teacher(unscaled)
+    stored = {"image": IMAGES, "teacher": {"logits": np.zeros((48, 3), "float32")}}
+    model.fit(stored, LABELS, verbose=0)
+    model.set_teacher(unscaled)
+    with pytest.warns(UserWarning, match="The teacher .* has no layer that normalises"):
+        model.fit(IMAGES, LABELS, verbose=0)

@@ -285,6 +285,28 @@ def test_outputs_that_only_a_call_tells(networks, preset, message):
         step(model)
 
 
+@pytest.mark.parametrize("how", ["layer", "state", "model", "variable"])
+def test_objectives_may_hold_what_is_frozen_or_the_students_own(how):
+    frozen = layers.Dense(4, trainable=False)
+    student = network()
+    held = {
+        "layer": {"frozen": frozen},
+        "state": {"state": frozen},
+        "model": {"inner": keras.Sequential([keras.Input((4,)), frozen], trainable=False)},
+        "variable": {"kernel": student.trainable_variables[0]},
+    }[how]
+
+    class Held(HardLabels):
+        def __call__(self, batch):
+            if how != "variable":
+                next(iter(held.values()))(batch.student["projection"])
+            return super().__call__(batch)
+
+    objective = Held()
+    vars(objective).update(held)
+    assert np.isfinite(step(distiller({"objectives": [objective]}, student=student))["loss"])
+
+
 class SameFeatures(ssd.objectives.Objective):
     teacher_outputs = student_outputs = ("projection",)
     needs_equal_widths = True

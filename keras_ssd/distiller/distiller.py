@@ -226,8 +226,7 @@ class Distiller(Steps):
             verbose: As in Keras.
             callbacks: As in Keras.
             check: Whether the first call looks at the first images, without running a network, and
-                warns where their values do not fit one: the cheap part of `check()`. A data set is
-                begun once more for it.
+                warns where their values do not fit one. A data set is begun once more for it.
             **options: As in Keras.
 
         Raises:
@@ -281,15 +280,14 @@ class Distiller(Steps):
             x: As in `fit`: a data set (begun once more for it), or images, or a dict.
             y: As in `fit`.
             sample_weight: As in `fit`.
-            batch_size: Images of a batch where `x` is arrays; 32 if None. They are taken evenly
-                spread over the arrays.
+            batch_size: Images taken out of arrays, evenly spread; 32 if None.
 
         Returns:
             The report; `print(report)` gives the table again.
 
         Raises:
-            ValueError: If nothing is compiled yet, there is no batch, the data cannot be looked at
-                without using it up (a generator), or a step would fail.
+            ValueError: If nothing is compiled yet, there is no batch that can be read again (a
+                generator has none), or a step would fail.
         """
         if not self.compiled:
             raise ValueError("Call `compile()` before you check.")

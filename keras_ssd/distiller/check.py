@@ -24,10 +24,12 @@ from keras_ssd.layers.structure import (
     standardizes,
     takes_raw_images,
 )
+from keras_ssd.losses import cosine_similarity
 from keras_ssd.teacher import FrozenTeacher
 
 _FEW_IMAGES = 8  # fewer columns of a similarity matrix say little; the papers have 64
 _FEW_FOR_STATISTICS = 32  # of fewer photographs the mean is often far from that of all
+_ONE_WAY = 0.4  # fresh heads on trained ResNets give 0.6 to 0.7, trained ones about 0
 _EXPECTS = {True: "raw", False: "normalised", None: "unknown"}
 
 
@@ -51,13 +53,14 @@ def report_on(distiller: Steps, data: Any, steps_per_epoch: int | None) -> Check
     running = distiller.teacher if inputs.teacher is None else None
     networks = _networks(distiller, inputs, images, scores, labels, counted)
     terms, loss, gradient = _terms(rehearsed)
-    findings: list[str] = []
+    findings = list(_unusable(images))
     comparable = "teacher" in scores and scores["teacher"].shape == scores["student"].shape
-    if comparable and labels is not None:
+    if comparable and labels is not None and not findings:
         findings += teacher_findings(scores["teacher"], labels, running, images)
     findings += _value_findings(distiller.student, running, images, networks)
     findings += _score_findings(scores)
-    findings += _batch_findings(distiller, int(counted.sum()))
+    findings += _projection_findings(distiller, batch)
+    findings += _batch_findings(distiller, inputs, int(counted.sum()))
     findings += _term_findings(terms, rehearsed)
     findings += _untaught(distiller.student, rehearsed)
     agreement = None
@@ -182,6 +185,11 @@ def _terms(rehearsed: Sequence[RehearsedTerm]) -> tuple[tuple[TermFacts, ...], f
     return terms, sum(term.weight * term.value for term in terms), whole
 
 
+def _unusable(images: np.ndarray) -> Iterator[str]:
+    if not np.isfinite(images.astype("float32")).all():
+        yield "Some of these images hold NaN or infinite values: mend them first."
+
+
 def _value_findings(
     student: keras.Model,
     teacher: FrozenTeacher | None,
@@ -225,10 +233,37 @@ def _score_findings(scores: Mapping[str, np.ndarray]) -> Iterator[str]:
                 f"The {part} returns probabilities, and logits are needed: build it without the "
                 "softmax (`classifier_activation=None` in `keras.applications`)."
             )
+        elif part == "teacher" and logits.size > 2 and 0 <= logits.min() < logits.max() <= 1:
+            yield (
+                "The teacher's scores all lie in 0..1, as of a sigmoid, and logits are needed: "
+                "build it without."
+            )
 
 
-def _batch_findings(distiller: Steps, images: int) -> Iterator[str]:
-    """A batch that is too small for what the objectives do with it."""
+def _projection_findings(distiller: Steps, batch: Batch) -> Iterator[str]:
+    """Projections that point one way: those of a head that was not trained to tell images apart."""
+    read = any("projection" in objective.teacher_outputs for objective in distiller.objectives)
+    if not read or "projection" not in batch.teacher:
+        return
+    plain = batch.select(batch.teacher["projection"], "plain")
+    cosines = np.asarray(cosine_similarity(plain, plain), "float64")
+    others = cosines[~np.eye(len(cosines), dtype=bool)]
+    if others.size and others.mean() > _ONE_WAY:
+        yield (
+            "The teacher's projections of different images point one way (mean cosine "
+            f"{others.mean():.2f}), as of a head that nobody has trained: train it with "
+            "`presets.sskd_pretext()`."
+        )
+
+
+def _batch_findings(distiller: Steps, inputs: Inputs, images: int) -> Iterator[str]:
+    """A batch that does not fit what is done with it."""
+    views = distiller.views
+    if inputs.teacher is not None and (views.flip or getattr(views, "crop", None)):
+        yield (
+            "The teacher's outputs are stored for the images as they are, and the views crop or "
+            "flip them: turn that off, as in `presets.kd(crop=False, flip=False)`."
+        )
     comparing = [objective.name for objective in distiller.objectives if objective.compares_images]
     if comparing and images < _FEW_IMAGES:
         yield (

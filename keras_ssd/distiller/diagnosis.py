@@ -15,6 +15,7 @@ from keras_ssd.teacher import FrozenTeacher
 
 # A finding of chance would be one in a hundred batches; of several candidates one in a thousand.
 _CHANCE, _CANDIDATE = 1e-2, 1e-3
+_SHUFFLES = 2_000
 
 
 def teacher_findings(
@@ -36,24 +37,28 @@ def teacher_findings(
     if teacher is not None:
         reasons.append(_other_values(teacher, images, labels))
     if not any(reasons):
-        reasons.append(_no_better_than_chance(predicted == truth, truth, logits.shape[1]))
+        reasons.append(_no_better_than_chance(predicted, truth))
     return [reason for reason in reasons if reason is not None]
 
 
-def _no_better_than_chance(right: np.ndarray, labels: np.ndarray, classes: int) -> str | None:
-    largest = np.bincount(labels).max()
-    if largest == len(labels):
+def _no_better_than_chance(predicted: np.ndarray, labels: np.ndarray) -> str | None:
+    """Whether the answers fit the labels no better than they fit the same labels shuffled."""
+    if (labels == labels[0]).all():
         return (
             f"All labels of this batch are class {labels[0]}, so it cannot tell whether the "
             "teacher is any good: shuffle the images."
         )
-    chance, count = max(1 / classes, largest / len(labels)), len(labels)
-    can_tell = _tail(count, count, chance) <= _CHANCE  # not of a few images, or mostly of one class
-    if not can_tell or _tail(count, int(right.sum()), chance) <= _CHANCE:
+    counts = np.bincount(labels)
+    orders = math.lgamma(len(labels) + 1) - sum(math.lgamma(count + 1) for count in counts)
+    right = int((predicted == labels).sum())
+    shuffled = np.random.default_rng(0).permuted(np.tile(labels, (_SHUFFLES, 1)), axis=1)
+    as_good = ((shuffled == predicted).sum(axis=1) >= right).sum()
+    could_tell = math.exp(-orders) <= _CHANCE  # a few images fit even right answers by chance
+    if not could_tell or (as_good + 1) / (_SHUFFLES + 1) <= _CHANCE:
         return None
     return (
-        f"The teacher is right in {right.sum()} of {len(labels)} images, no more than chance "
-        f"explains: is it trained, are its weights loaded, and does it know these classes?"
+        f"The teacher is right in {right} of {len(labels)} images, no more than chance explains: "
+        "is it trained, are its weights loaded, and does it know these classes?"
     )
 
 

@@ -293,13 +293,8 @@ class Distiller(Steps):
             raise ValueError("Call `compile()` before you check.")
         if tf.distribute.has_strategy():
             raise ValueError("Leave the scope of the tf.distribute strategy before checking.")
-        size = batch_size or 32
-        batch = first_batch(x, y, sample_weight, size)
-        if batch is None:
-            raise ValueError(
-                f"`check` needs a batch, and got none of a {type(x).__name__}: give a data set "
-                "that can be read again, or arrays, with at least one image."
-            )
+        size = 32 if batch_size is None else batch_size
+        batch = preflight.checked_batch(x, first_batch(x, y, sample_weight, size))
         with plain_sentences():
             report = report_on(self, batch, num_batches(x, size))
         print(report)

@@ -21,15 +21,23 @@ def first_batch(x: Any, y: Any = None, sample_weight: Any = None, batch_size: in
 
     Returns:
         The batch, or None where none is seen without using it up (a generator), or there is none.
+
+    Raises:
+        ValueError: If arrays are not equally long, or `batch_size` is no number of images.
     """
     if isinstance(x, tf.data.Dataset):
         return next(iter(x.take(1)), None)
     if isinstance(x, keras.utils.PyDataset):
         return None if x.num_batches == 0 else x[0]
     arrays = [a for a in keras.tree.flatten((x, y, sample_weight)) if a is not None]
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` must be an integer >= 1, got {batch_size!r}.")
     are_arrays = all(hasattr(array, "shape") and len(array.shape) for array in arrays)
     if not arrays or not are_arrays or not len(arrays[0]):
         return None
+    lengths = {len(array) for array in arrays}
+    if len(lengths) > 1:
+        raise ValueError(f"Images, labels and weights must be as many, got {sorted(lengths)}.")
     rows = np.unique(np.linspace(0, len(arrays[0]) - 1, batch_size).round().astype(int))
     x, y, sample_weight = keras.tree.map_structure(
         lambda a: None if a is None else _taken(a, rows), (x, y, sample_weight)

@@ -278,6 +278,21 @@ def _some_unlabeled(y: Any) -> bool:
     return bool((labels.sum(axis=1) <= 0).any() if one_hot else (labels < 0).any())
 
 
+def checked_batch(x: Any, batch: Any) -> Any:
+    """The first batch of `x`; refuses None, which stands for no batch that can be seen."""
+    if batch is None:
+        advice = {
+            "Splits": "give one of its data sets, such as `data.train`",
+            "generator": "it would be used up; give a tf.data set, a PyDataset or arrays",
+        }
+        raise ValueError(
+            f"`check` needs a batch of images, got none from this {type(x).__name__}: "
+            + advice.get(type(x).__name__, "give a tf.data set, a PyDataset or arrays of images")
+            + "."
+        )
+    return batch
+
+
 def value_findings(
     images: np.ndarray, student: keras.Model, teacher: FrozenTeacher | None
 ) -> dict[str, str]:

@@ -163,6 +163,9 @@ def test_few_or_uneven_images_tell_nothing():
     assert check(compiled(), IMAGES[:3], LABELS[:3]).warnings == ()
     uneven = np.concatenate([np.flatnonzero(LABELS == 0), [1]])
     assert check(compiled(), IMAGES[uneven], LABELS[uneven], batch_size=17).warnings == ()
+    weak = np.where(np.arange(48) % 2, LABELS, GENERATOR.integers(0, 3, 48))
+    model = compiled(lambda _: tf.one_hot(weak, 3) * 9.0 - 4.0)
+    assert check(model).warnings == ()
 
 
 def test_a_teacher_that_knows_nothing_has_no_other_order():
@@ -345,6 +348,55 @@ def test_softmax_ending(part):
     inner[part](IMAGES.astype("float32"))
     report = check(compiled(inner["teacher"], student=inner["student"]))
     assert f"The {part} returns probabilities, and logits are needed" in " ".join(report.warnings)
+
+
+def test_sigmoid_ending():
+    """Only of the teacher: a fresh student's logits may well lie there."""
+    logits = np.random.default_rng(2).normal(size=(48, 3))
+    model = compiled(lambda _: tf.sigmoid(tf.constant(logits)))
+    assert any("scores all lie in 0..1, as of a sigmoid" in w for w in check(model).warnings)
+    student = plain(kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(0.5))
+    assert not any("sigmoid" in w for w in check(compiled(student=student)).warnings)
+
+
+def test_images_with_nan():
+    images = VALUES["in 0..1"].copy()
+    images[5, 3, 3, 1] = np.nan
+    report = check(compiled(), images)
+    assert (
+        report.warnings[0] == "Some of these images hold NaN or infinite values: mend them first."
+    )
+    assert not any("is it trained" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("views", "warns"),
+    [
+        ({"crop": True, "flip": False}, True),
+        ({"crop": False, "flip": True}, True),
+        ({"crop": False, "flip": False}, False),
+    ],
+)
+def test_stored_outputs_of_images_that_views_change(views, warns):
+    stored = {"logits": knowing()(IMAGES.astype("float32")).numpy()}
+    model = compiled(None, ssd.presets.kd(**views, padding=1))
+    report = check(model, images={"image": IMAGES, "teacher": stored})
+    assert warns == any(
+        "outputs are stored for the images as they are" in w for w in report.warnings
+    )
+
+
+@pytest.mark.parametrize(("spread", "warns"), [(1.0, False), (0.3, True)])
+def test_projections_that_point_one_way(spread, warns):
+    """A fresh head has a mean cosine of 0.6 to 0.7, a trained one about 0."""
+    projections = spread * np.random.default_rng(0).normal(size=(192, 8)) + (spread < 1)
+
+    def teacher(rows):
+        return {"logits": tf.zeros([len(rows), 3]), "projection": tf.constant(projections)}
+
+    report = check(compiled(teacher, tiny.SSKD))
+    assert warns == any("point one way (mean cosine 0." in w for w in report.warnings)
+    assert not any("point one way" in w for w in check(compiled(teacher, KD)).warnings)
 
 
 def test_scores_that_are_no_numbers():
@@ -623,12 +675,15 @@ def test_sample_weight_counts():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (((x for x in [(IMAGES, LABELS)]),), "got none of a generator"),
+        (((x for x in [(IMAGES, LABELS)]),), "this generator: it would be used up"),
+        ((IMAGES, LABELS[:5]), r"as many, got \[5, 48\]"),
+        ((IMAGES, LABELS, None, 0), "`batch_size` must be an integer >= 1, got 0"),
+        ((IMAGES, LABELS, None, 2.5), "`batch_size` must be an integer >= 1, got 2.5"),
         (
             (tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(99, drop_remainder=True),),
             "needs a batch",
         ),
-        ((IMAGES[:0], LABELS[:0]), "with at least one image"),
+        ((IMAGES[:0], LABELS[:0]), "give a tf.data set"),
         ((None,), "needs a batch"),
         (({},), "needs a batch"),
         ((IMAGES,), "`hard_labels` needs labels"),

@@ -167,6 +167,12 @@ def _check_class_names(class_names: Sequence[str], classes: int) -> None:
                 "`class_names` must be strings of one line that are not empty, as each becomes a "
                 f"line of a file, got {name!r}."
             )
+    unwritable = [name for name in class_names if name.encode(errors="ignore").decode() != name]
+    if unwritable:
+        raise ValueError(
+            "`class_names` must be text that UTF-8 can write, as they become a file, got "
+            f"{unwritable[0]!r}: give another name in its place."
+        )
     twice = [name for name in dict.fromkeys(class_names) if class_names.count(name) > 1]
     if twice:
         raise ValueError(f"`class_names` must be distinct, got {twice[0]!r} more than once.")

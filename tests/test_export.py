@@ -353,6 +353,11 @@ def test_no_class_names_no_file(tmp_path):
         (["a", "b", "c\nd", "d", "e"], ValueError, r"strings of one line .*got 'c\\nd'"),
         (["a", "b", "c\r", "d", "e"], ValueError, r"strings of one line .*got 'c\\r'"),
         (["a", "b", "c\u2028d", "d", "e"], ValueError, "strings of one line"),
+        (
+            ["a", "caf\udce9", "c", "d", "e"],
+            ValueError,
+            r"UTF-8 can write, .*got 'caf\\udce9': give",
+        ),
         (["a", "b", 3, "d", "e"], ValueError, "must be strings of one line .*got 3"),
     ],
 )

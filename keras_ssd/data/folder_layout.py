@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from keras_ssd.data.image_files import ENDINGS, OTHER_ENDINGS, ending, files_below, is_hidden
 
-_TESTS = ("test", "validation", "valid", "val")
+_TRAINS = ("train", "training")
+_TESTS = ("test", "testing", "validation", "valid", "val")  # the first that is there is used
+_LIKE_A_SPLIT = re.compile(r"(?<![a-z])(train|test|valid|(val|eval|dev)(?![a-z]))", re.IGNORECASE)
 _NAMED = 5  # files or classes that a message names in full
 
 
@@ -30,30 +33,60 @@ def find_splits(folder: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
             f"Images are loaded from a folder, got the file {str(folder)!r}: unpack it, or give "
             "the folder that it lies in."
         )
-    inside = {path.name.lower(): path for path in _folders_in(folder)}
-    train, tests = inside.get("train"), [split for split in _TESTS if split in inside]
-    if train is None:
+    inside = _folders_in(folder)
+    trains = [path for path in inside if path.name.lower() in _TRAINS]
+    tests = [path for split in _TESTS for path in inside if path.name.lower() == split]
+    if not trains or not (tests or any(map(_folders_in, trains))):  # a class may be called `train`
+        _refuse_splits_as_classes(folder, inside)
         return {"train": folder}
-    if not tests:
-        return _without_test(folder, train, sorted(inside))
-    if len(tests) > 1:
-        print(f"{name}: tested on {tests[0]!r}; {', '.join(map(repr, tests[1:]))} is not used.")
-    return {"train": train, "test": inside[tests[0]]}
-
-
-def _without_test(
-    folder: pathlib.Path, train: pathlib.Path, inside: list[str]
-) -> dict[str, pathlib.Path]:
-    """`train` is the only split, or a class (of trains)."""
-    if not _folders_in(train):
-        return {"train": folder}
-    if len(inside) > 1:
+    splits = {"train": _only(trains, folder)}
+    if tests:
+        splits["test"] = _only([path for path in tests if _same_name(path, tests[0])], folder)
+    elif len(inside) > 1:
         raise ValueError(
-            f"{str(folder)!r} must hold 'test' (or 'validation', 'valid', 'val') beside 'train', "
-            f"got {listed(inside)}: rename the folder of the test images, or give the folder "
-            "'train' itself and a third of it is the test split."
+            f"{str(folder)!r} must hold {_TESTS[0]!r} (or {', '.join(map(repr, _TESTS[1:]))}) "
+            f"beside {trains[0].name!r}, got {listed(path.name for path in inside)}: rename the "
+            f"folder of the test images, or give the folder {trains[0].name!r} itself and about a "
+            "third of it is the test split."
         )
-    return {"train": train}
+    _tell_unused(splits, folder, name)
+    return splits
+
+
+def _same_name(path: pathlib.Path, other: pathlib.Path) -> bool:
+    return path.name.lower() == other.name.lower()
+
+
+def _only(paths: list[pathlib.Path], folder: pathlib.Path) -> pathlib.Path:
+    if len(paths) > 1:
+        raise ValueError(
+            f"{str(folder)!r} must hold one folder of each split, got "
+            f"{listed(path.name for path in paths)}: merge or rename them."
+        )
+    return paths[0]
+
+
+def _refuse_splits_as_classes(folder: pathlib.Path, inside: list[pathlib.Path]) -> None:
+    """Raises where what would be classes are rather splits, called otherwise than they should."""
+    held = {path.name: {below.name for below in _folders_in(path)} for path in inside}
+    for name in filter(_LIKE_A_SPLIT.search, held):
+        for other in held.keys() - {name}:
+            shared = held[name] & held[other]
+            if len(shared) > 1:
+                raise ValueError(
+                    f"The folders {listed((name, other))} in {str(folder)!r} both hold "
+                    f"{listed(shared)}, so that they look like splits and would be taken for "
+                    "classes: call them 'train' and 'test', or, where they are classes, rename "
+                    f"{name!r}."
+                )
+
+
+def _tell_unused(splits: Mapping[str, pathlib.Path], folder: pathlib.Path, name: str) -> None:
+    used = [path.name for path in splits.values()]
+    beside = [path for path in folder.iterdir() if _is_folder(path) or _is_image(path)]
+    unused = [repr(path.name) for path in beside if path.name not in used]
+    if unused:
+        print(f"{name}: not used beside {' and '.join(map(repr, used))}: {listed(unused)}.")
 
 
 def find_classes(splits: Mapping[str, pathlib.Path], folder: pathlib.Path) -> tuple[str, ...]:
@@ -126,7 +159,11 @@ def warn_of(folder: pathlib.Path, reason: str, count: str, names: Iterable[str])
 
 
 def _folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    return sorted(path for path in folder.iterdir() if _is_folder(path))
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+    return path.is_dir() and not is_hidden(path.name)
 
 
 def _is_image(path: pathlib.Path) -> bool:

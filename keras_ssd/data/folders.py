@@ -82,11 +82,11 @@ def open_folder(
     border = sum(file.split == "train" for file in readable.files)  # they come first
     if len(splits) == 1:
         train = test = _images(readable, slice(None), labels, image_size)
-        count = len(labels) - round(len(labels) * sources.TEST_SHARE)
-        train_rows, test_rows = stratified_rows(labels, count, seed=0)
+        train_rows, test_rows = _thirds(labels)
         print(
-            f"{name}: no folder of test images, so a third of each of the {len(class_names)} "
-            f"classes is kept for the test ({len(test_rows):,} of {len(labels):,} images)."
+            f"{name}: no folder of test images, so about a third of each of the "
+            f"{len(class_names)} classes is kept for the test ({len(test_rows):,} of "
+            f"{len(labels):,} images)."
         )
     else:
         train = _images(readable, slice(border), labels, image_size)
@@ -100,6 +100,11 @@ def open_folder(
             f"for {listed(class_names[label] for label in missing)}: add images, or remove the "
             "folder."
         )
+    if not len(test_rows):
+        raise ValueError(
+            f"{str(folder)!r} must hold enough images to keep a third for the test and one of each "
+            f"class for training, got {len(labels)} that can be read: add images."
+        )
     return sources.Source(
         name=name,
         class_names=class_names,
@@ -110,6 +115,15 @@ def open_folder(
         test_rows=test_rows,
         fingerprint=_fingerprint(readable, labels, border, folder),
     )
+
+
+def _thirds(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of about two thirds of each class, one image at least, and of the rest, sorted."""
+    count = len(labels) - round(len(labels) * sources.TEST_SHARE)
+    train, test = stratified_rows(labels, count, seed=0)
+    classes, first = np.unique(labels[test], return_index=True)
+    only_tested = test[first[~np.isin(classes, labels[train])]]
+    return np.append(train, only_tested), np.setdiff1d(test, only_tested)
 
 
 def _read(

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_ssd.data.folder_layout import listed
 from keras_ssd.data.folders import folder_of, open_folder
-from keras_ssd.data.images import Images
+from keras_ssd.data.images import Images, Streamed
 from keras_ssd.data.order import check_seed
 from keras_ssd.data.sources import Source, open_source, split_rows
 from keras_ssd.data.splits import DatasetInfo, Splits
@@ -16,6 +17,7 @@ from keras_ssd.data.splits import DatasetInfo, Splits
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
 STATISTICS_IMAGES = 50_000  # at most so many training images give the mean and deviation
+_STATISTICS_BYTES = 2**25  # of pixels counted at once
 
 # CIFAR-100 as in the code of SSKD and CRD (dataset/cifar100.py); CIFAR-10: population values of its
 # 50,000 training images, as in kuangliu/pytorch-cifar but for its deviation, which averages that of
@@ -45,16 +47,18 @@ def load(
     images (the first 50,000 in the order of the files, of a folder a random choice) and printed.
 
     The validation images are a seeded random choice (not stratified) of the split `train`, also
-    where the set has a validation split of its own. The test images are the split `test`, else the
-    split `validation`; a set with neither (`digits`) gives a third of its images, the same for
-    every `seed`.
+    where the set has a validation split of its own; it is an error if they are all there is of a
+    class (not looked for in a streamed set, whose labels would have to be read from all its files).
+    The test images are the split `test`, else the split `validation`; a set with neither (`digits`)
+    gives a third of its images, the same for every `seed`.
 
-    A folder of images holds `train/CLASS/...` and `test/CLASS/...` (or `validation`, `valid`,
-    `val`), or `CLASS/...` alone, of which a third of each class is the test split. The names of
-    the folders are those of the classes. JPEG, PNG, BMP and GIF files (the first frame) are found
-    at any depth and become 3 channels: grey is repeated, alpha dropped; an orientation that a
-    camera noted (EXIF) is not applied. Hidden files are passed over. Every image is decoded once
-    here; what cannot be read is left out with a warning.
+    A folder of images holds `train/CLASS/...` (or `training`) and `test/CLASS/...` (or `testing`,
+    `validation`, `valid`, `val`), or `CLASS/...` alone, of which about a third of each class is the
+    test split. What lies beside the splits is not used, which is printed. The names of the folders
+    are those of the classes. JPEG, PNG, BMP and GIF files (the first frame) are found at any depth
+    and become 3 channels: grey is repeated, alpha dropped; an orientation that a camera noted
+    (EXIF) is not applied. Hidden files are passed over. Every image is decoded once here; what
+    cannot be read is left out with a warning.
 
     Args:
         name: `digits` (scikit-learn: 1,797 handwritten digits, 3 equal channels, enlarged to
@@ -76,9 +80,10 @@ def load(
         `Splits` with `train`, `validation`, `test` and `info`.
 
     Raises:
-        ValueError: If an argument is out of range, a split would be empty, there is no such set,
-            it is not there and `download` is False, it has no 8-bit images or no labels, or a
-            folder holds no classes of images that can be read.
+        ValueError: If an argument is out of range, a split would be empty, a class would have no
+            training image, there is no such set, it is not there and `download` is False, it has
+            no 8-bit images or no labels, or a folder holds no classes of images that can be read
+            or leaves it open which folders are the splits.
         TypeError: If `name` is neither a string nor a path.
         OSError: If the download fails.
         ImportError: If scikit-learn, which holds `digits`, is not installed.
@@ -91,7 +96,7 @@ def load(
         source = open_source(name, data_dir, image_size, download)
     else:
         source = open_folder(folder, name, image_size)
-    train, held_out = _hold_out(source.train_rows, validation, seed)
+    train, held_out = _hold_out(source, validation, seed)
     if batch_size > len(train):
         raise ValueError(
             f"`batch_size` must be at most the {len(train)} training images of {name!r}, got "
@@ -142,7 +147,9 @@ def _is_length(value: Any) -> bool:
     return is_integer and value >= 1
 
 
-def _hold_out(rows: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(source: Source, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the source that train and those that validate."""
+    rows = source.train_rows
     is_count = isinstance(validation, int | np.integer)
     count = int(validation) if is_count else round(validation * len(rows))
     if count >= len(rows) or (count == 0 and validation > 0):
@@ -150,30 +157,46 @@ def _hold_out(rows: np.ndarray, validation: float, seed: int) -> tuple[np.ndarra
             f"`validation`={validation} holds out {count} of {len(rows)} training images: neither "
             "split may be empty (0 turns validation off)."
         )
-    train, held_out = split_rows(len(rows), count, seed)
-    return rows[train], rows[held_out]
+    train, held_out = (rows[places] for places in split_rows(len(rows), count, seed))
+    missing = _only_held_out(source, train, held_out)
+    if missing:
+        raise ValueError(
+            f"`validation`={validation} with `seed`={seed} holds out every training image of "
+            f"{listed(missing)}: give a smaller `validation` or another `seed`, or add images."
+        )
+    return train, held_out
+
+
+def _only_held_out(source: Source, train: np.ndarray, held_out: np.ndarray) -> list[str]:
+    """The names of the classes without a training image, where that costs no reading of files."""
+    if isinstance(source.train, Streamed):
+        return []
+    missing = np.setdiff1d(source.train.labels[held_out], source.train.labels[train])
+    return [name for label, name in enumerate(source.class_names) if label in missing]
 
 
 def _computed(source: Source, rows: np.ndarray) -> Constants:
     rows = rows[:STATISTICS_IMAGES]
-    mean, std = channel_statistics(source.train, rows)
+    mean, std = channel_statistics(source.train, rows, source.input_shape)
     print(f"{source.name}: mean {mean} and std {std} computed on {len(rows):,} training images.")
     return mean, std
 
 
-def channel_statistics(images: Images, rows: np.ndarray) -> Constants:
+def channel_statistics(
+    images: Images, rows: np.ndarray, input_shape: tuple[int, int, int]
+) -> Constants:
     """Mean and population standard deviation of each channel, of values scaled to 0..1.
 
     Sums are integers and so exact; the results are rounded to 4 digits.
     """
-    pixels, total, squares = 0, np.zeros((), np.int64), np.zeros((), np.int64)
-    for batch, _ in images.batches(rows, 512).as_numpy_iterator():
-        batch = batch.astype(np.int64)
-        pixels += batch[..., 0].size
-        total = total + batch.sum(axis=(0, 1, 2))
-        squares = squares + np.square(batch).sum(axis=(0, 1, 2))
-    mean = total / pixels
-    std = np.sqrt(squares / pixels - mean**2)
+    counts = np.zeros((input_shape[-1], 256), np.int64)  # of each value in each channel
+    batch_size = max(1, _STATISTICS_BYTES // int(np.prod(input_shape)))
+    for batch, _ in images.batches(rows, batch_size).as_numpy_iterator():
+        for channel, count in enumerate(counts):
+            count += np.bincount(batch[..., channel].ravel(), minlength=256)
+    pixels, values = counts[0].sum(), np.arange(256)
+    mean = counts @ values / pixels
+    std = np.sqrt(counts @ values**2 / pixels - mean**2)
     if not std.all():
         raise ValueError("A channel has the same value in every image: nothing to normalise by.")
     return tuple((mean / 255).round(4).tolist()), tuple((std / 255).round(4).tolist())

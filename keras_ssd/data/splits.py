@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -91,6 +92,7 @@ class Splits:
         0). Their subset is this choice in the order of the original file; TFDS stores the images in
         another order, so that other images are chosen.
         """
+        fraction, seed = _plain(fraction), _plain(seed)
         kept = stratified_subset(self._images.labels[self._rows], fraction, seed)
         if len(kept) < self._batch_size:
             raise ValueError(
@@ -117,6 +119,7 @@ class Splits:
         Raises:
             ValueError: If an argument is out of range, or a training image has no label.
         """
+        rate, seed = _plain(rate), _plain(seed)
         labels = self._images.labels.copy()
         labels[self._rows] = symmetric_noise(labels[self._rows], self.info.num_classes, rate, seed)
         images = self._images.relabeled(labels)
@@ -130,3 +133,8 @@ class Splits:
         )
         train = images.shuffled(rows, self._batch_size, self._seed)
         return dataclasses.replace(self, train=train, info=info, _images=images, _rows=rows)
+
+
+def _plain(number: Any) -> Any:
+    """A NumPy number as one of Python, so that what is noted in `changes` gives the same again."""
+    return number.item() if isinstance(number, np.generic) else number

@@ -6,6 +6,7 @@ from conftest import golden_cases
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from data.contents import contents, labels_by_image
+from keras_ssd import data
 from keras_ssd.data.few_shot import stratified_rows, stratified_subset
 from keras_ssd.data.order import epochs_of
 
@@ -125,6 +126,26 @@ def test_order_follows_seed_and_epoch(any_source):
         assert order(same.train, epoch) == order(splits.train, epoch)
     assert order(fewer.train, 0) != order(fewer.train, 1)
     assert sorted(order(fewer.train, 0)) == sorted(order(fewer.train, 1))
+
+
+def test_numpy_numbers_are_noted_as_plain_ones(prepare):
+    splits = data.load("tiny", 1, 0, data_dir=prepare({"train": 30, "test": 7}))
+    changed = splits.few_shot(np.float64(0.5), np.int64(3)).label_noise(
+        np.float32(0.3), np.uint8(2)
+    )
+    rate = float(np.float32(0.3))
+    assert changed.info.changes == ("few_shot(0.5, seed=3)", f"label_noise({rate!r}, seed=2)")
+    again = splits.few_shot(0.5, 3).label_noise(rate, 2)
+    assert contents(again.train) == contents(changed.train)
+
+
+@pytest.mark.parametrize("number", [np.True_, np.str_("0.5"), np.float64("nan")])
+def test_refuses_numpy_values_that_are_no_share(prepare, number):
+    splits = data.load("tiny", 1, 0, data_dir=prepare({"train": 30, "test": 7}))
+    with pytest.raises(ValueError, match="`fraction` must be a number"):
+        splits.few_shot(number)
+    with pytest.raises(ValueError, match="`rate` must be a number"):
+        splits.label_noise(number)
 
 
 def test_chained_with_noise_in_any_order(any_source):

@@ -10,93 +10,9 @@ import tensorflow as tf
 
 from data.contents import contents
 from data.image_bytes import CMYK_JPEG, COLOUR_PALETTE, GREY_PALETTE, bmp, gif, png, raw_png
-from keras_ssd import data
+from data.photo_folders import load, numbered, train_and_test, values, write
 from keras_ssd.data import folders, sources
 from keras_ssd.data.order import epochs_of
-
-
-def write(folder, files):
-    """Writes files (path: bytes) into a folder and returns it."""
-    for path, content in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content)
-    return folder
-
-
-def numbered(classes="ab", count=6, start=0, prefix=""):
-    """Files `CLASS/i.png` that hold the number i, `count` a class."""
-    names = [name for name in classes for _ in range(count)]
-    return {f"{prefix}{name}/{i}.png": png(i) for i, name in enumerate(names, start)}
-
-
-def train_and_test(test="test", classes="ab"):
-    return numbered(classes, prefix="train/") | numbered(classes, 2, 100, prefix=f"{test}/")
-
-
-def load(folder, **arguments):
-    return data.load(folder, **({"batch_size": 1, "validation": 0} | arguments))
-
-
-def values(dataset):
-    """Value of the first pixel and label of each image, sorted."""
-    return sorted((image[0], label) for image, label in contents(dataset))
-
-
-# --- Layouts ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("test", ["test", "validation", "valid", "val", "Test"])
-def test_folders_of_training_and_test_images(tmp_path, test, capsys):
-    splits = load(write(tmp_path, train_and_test(test)))
-    assert values(splits.train) == [(i, i // 6) for i in range(12)]
-    assert [label for _, label in values(splits.test)] == [0, 0, 1, 1]
-    assert [value for value, _ in values(splits.test)] == [100, 101, 102, 103]
-    assert splits.info.class_names == ("a", "b")
-    assert splits.info.input_shape == (4, 4, 3)
-    assert splits.info.counts == {"train": 12, "validation": 0, "test": 4}
-    assert splits.info.name == str(tmp_path)
-    assert capsys.readouterr().out.count("\n") == 1  # mean and deviation
-
-
-def test_second_test_folder_is_not_used_and_that_is_said(tmp_path, capsys):
-    write(tmp_path, train_and_test("test") | numbered("ab", 2, 200, prefix="val/"))
-    splits = load(tmp_path)
-    assert [value for value, _ in values(splits.test)] == [100, 101, 102, 103]
-    assert "tested on 'test'; 'val' is not used" in capsys.readouterr().out
-
-
-def test_test_images_are_in_the_order_of_their_names(tmp_path):
-    splits = load(write(tmp_path, train_and_test()))
-    assert [int(images[0, 0, 0, 0]) for images, _ in splits.test] == [100, 101, 102, 103]
-
-
-@pytest.mark.parametrize("inside", ["", "train/"])
-def test_one_folder_gives_a_third_of_each_class(tmp_path, capsys, inside):
-    files = numbered("ab", 12, prefix=inside) | numbered("c", 6, 24, prefix=inside)
-    write(tmp_path, files)
-    splits = load(tmp_path)
-    train, test = values(splits.train), values(splits.test)
-    assert sorted(train + test) == [(i, min(i // 12, 2)) for i in range(30)]
-    assert np.bincount([label for _, label in test]).tolist() == [4, 4, 2]
-    said = "a third of each of the 3 classes is kept for the test (10 of 30 images)"
-    assert said in capsys.readouterr().out
-    assert values(load(tmp_path, seed=5).test) == test
-    assert values(load(tmp_path, seed=5, validation=0.2).validation) != values(
-        load(tmp_path, seed=6, validation=0.2).validation
-    )
-
-
-def test_a_class_may_be_called_train(tmp_path):
-    splits = load(write(tmp_path, numbered(["plane", "train"])))
-    assert splits.info.class_names == ("plane", "train")
-
-
-def test_training_images_beside_what_is_no_test_are_refused(tmp_path):
-    write(tmp_path, numbered(prefix="train/") | numbered("x", prefix="unlabeled/"))
-    with pytest.raises(ValueError, match=r"must hold 'test' .* beside 'train', got train, unlabel"):
-        load(tmp_path)
-    assert load(tmp_path / "train").info.class_names == ("a", "b")
-
 
 # --- What names a folder ------------------------------------------------------------------------
 
@@ -256,7 +172,7 @@ def test_file_that_cannot_be_read_is_left_out_and_named(tmp_path, name):
     assert "\n" not in said
     assert "{{" not in said
     assert "[Op" not in said
-    assert warning.filename == __file__
+    assert warning.filename == load.__code__.co_filename
     assert splits.info.counts == {"train": 12, "validation": 0, "test": 4}
     assert values(splits.train) == [(i, i // 6) for i in range(12)]
 
@@ -283,7 +199,7 @@ def test_other_kinds_of_images_are_named(tmp_path):
     with pytest.warns(UserWarning, match=message) as caught:
         splits = load(tmp_path)
     assert len(caught) == 1
-    assert caught[0].filename == __file__
+    assert caught[0].filename == load.__code__.co_filename
     assert splits.info.counts["test"] == 4
 
 
@@ -414,6 +330,32 @@ def test_constants_come_from_all_classes(tmp_path, monkeypatch):
     dark, light = numbered("a", 100, prefix="train/"), numbered("b", 100, 100, prefix="train/")
     splits = load(write(tmp_path, dark | light | numbered(prefix="test/")))
     assert 60 < 255 * splits.info.mean[0] < 140  # 9.5 of the first images alone
+
+
+# --- Held out -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beyond_memory", [False, True])
+def test_class_without_an_image_left_to_train_on_is_refused(tmp_path, monkeypatch, beyond_memory):
+    if beyond_memory:
+        monkeypatch.setattr(sources, "MEMORY_LIMIT", 0)
+    write(tmp_path, numbered("ab", 10, prefix="train/") | {"train/rare/0.png": png(77)})
+    write(tmp_path, numbered(["a", "b", "rare"], 2, 100, prefix="test/"))
+
+    def outcome(seed):
+        try:
+            splits = load(tmp_path, validation=10, seed=seed)
+        except ValueError as error:
+            return str(error)
+        return {label for _, label in values(splits.train)}
+
+    refused = 0
+    for seed in range(6):
+        said = f"`validation`=10 with `seed`={seed} holds out every training image of rare: give a"
+        trained = outcome(seed)
+        assert trained == {0, 1, 2} or trained.startswith(said)
+        refused += trained != {0, 1, 2}
+    assert 0 < refused < 6
 
 
 # --- Fingerprint --------------------------------------------------------------------------------

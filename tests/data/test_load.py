@@ -1,4 +1,6 @@
 import builtins
+import importlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -6,6 +8,9 @@ import pytest
 from data.contents import contents
 from keras_ssd import data
 from keras_ssd.data import sources
+from keras_ssd.data.images import InMemory
+
+load_module = importlib.import_module("keras_ssd.data.load")  # `data.load` is the function
 
 
 def values(dataset):
@@ -245,6 +250,56 @@ def test_constant_channel(prepare):
     folder = prepare({"train": 1, "test": 1})
     with pytest.raises(ValueError, match="same value in every image"):
         data.load("tiny", batch_size=1, validation=0, data_dir=folder)
+
+
+def test_class_held_out_whole_is_refused_where_labels_are_at_hand(prepare, monkeypatch):
+    folder = prepare({"train": 20, "test": 7})
+    with pytest.raises(ValueError, match=r"`validation`=19 with `seed`=0 holds out every .* of "):
+        data.load("tiny", batch_size=1, validation=19, data_dir=folder)
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(sources.Streamed, "_read_labels", None)
+    splits = data.load("tiny", batch_size=1, validation=18, data_dir=folder)
+    assert splits.info.counts["train"] == 2
+
+
+# --- Mean and deviation -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(700, 1, 1, 3), (9, 40, 30, 2), (3, 70, 60, 1)])
+def test_statistics_are_exact_in_any_batches(shape, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    rows = np.arange(1, shape[0])
+    whole = pixels[rows].astype(np.int64)
+    count = whole[..., 0].size
+    mean = whole.sum(axis=(0, 1, 2)) / count
+    std = np.sqrt(np.square(whole).sum(axis=(0, 1, 2)) / count - mean**2)
+    expected = tuple(tuple((part / 255).round(4).tolist()) for part in (mean, std))
+    images = InMemory(pixels, np.zeros(shape[0]))
+    for at_once in (1, 5_000, 2**25):
+        monkeypatch.setattr(load_module, "_STATISTICS_BYTES", at_once)
+        assert load_module.channel_statistics(images, rows, shape[1:]) == expected
+
+
+@pytest.mark.parametrize(("side", "batch"), [(32, 10_922), (400, 69), (6_000, 1)])
+def test_statistics_take_some_megabytes_of_pixels_at_once(side, batch):
+    class Photos(InMemory):
+        def batches(self, rows, batch_size):
+            assert batch_size == batch
+            return super().batches(rows, batch_size)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 1, 3)).astype(np.uint8)
+    photos = Photos(pixels, np.zeros(2))  # their size is only said to be another
+    load_module.channel_statistics(photos, np.arange(2), (side, side, 3))
+
+
+def test_statistics_need_little_memory():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3)).astype(np.uint8)
+    images = InMemory(pixels, np.zeros(40))
+    tracemalloc.start()
+    load_module.channel_statistics(images, np.arange(40), (128, 128, 3))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * pixels.nbytes
 
 
 def test_streamed_set_holds_the_same_images(prepare, monkeypatch):

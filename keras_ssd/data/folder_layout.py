@@ -163,7 +163,8 @@ def _folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_folder(path: pathlib.Path) -> bool:
-    return path.is_dir() and not is_hidden(path.name)
+    leads_back = path.is_symlink() and path.resolve() in path.parent.resolve().joinpath("x").parents
+    return path.is_dir() and not is_hidden(path.name) and not leads_back
 
 
 def _is_image(path: pathlib.Path) -> bool:

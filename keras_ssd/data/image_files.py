@@ -36,19 +36,26 @@ class Picture(NamedTuple):
 def files_below(folder: pathlib.Path) -> list[str]:
     """Every file below a folder but the hidden ones, sorted; links are followed, each folder once.
 
+    Links that lead back to a folder around this one are passed over: they hold other classes.
+
     Raises:
         OSError: If a folder may not be read.
     """
     found, seen = [], set()
     for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:
+        if real in seen or is_around(real, folder):
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         found += [os.path.join(parent, name) for name in files if not is_hidden(name)]
     return sorted(found)
+
+
+def is_around(real: str, folder: pathlib.Path) -> bool:
+    """Whether the folder with this real path holds `folder`."""
+    return pathlib.Path(real) in folder.resolve().parents
 
 
 def is_hidden(name: str) -> bool:
@@ -70,6 +77,8 @@ def pictures(paths: Sequence[str], image_size: tuple[int, int] | None) -> Iterat
 
     def read(path: str) -> Picture | str:
         try:
+            if os.path.exists(path) and not os.path.isfile(path):
+                return "no regular file"  # reading a pipe would wait for ever
             encoded = pathlib.Path(path).read_bytes()
             if (reason := _bitmap_problem(encoded)) is not None:
                 return reason

@@ -216,6 +216,24 @@ def test_what_is_passed_over_in_silence(tmp_path):
     assert load(tmp_path).info.counts == {"train": 12, "validation": 0, "test": 4}
 
 
+def test_links_that_lead_back_hold_no_class(tmp_path):
+    """Neither a class of all images nor images of another class."""
+    write(tmp_path / "photos", numbered())
+    (tmp_path / "photos" / "a" / "up").symlink_to("..")
+    (tmp_path / "photos" / "again").symlink_to(".")
+    (tmp_path / "photos" / "above").symlink_to("..")
+    info = load(tmp_path / "photos", validation=0).info
+    assert info.class_names == ("a", "b")
+    assert info.counts["train"] + info.counts["test"] == 12
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    write(tmp_path / "photos", numbered())
+    os.mkfifo(tmp_path / "photos" / "a" / "pipe.png")
+    with pytest.warns(UserWarning, match=r"a/pipe.png \(no regular file\)"):
+        load(tmp_path / "photos", validation=0)
+
+
 def test_links_are_followed_and_no_folder_twice(tmp_path):
     write(tmp_path / "elsewhere", numbered("bc"))
     write(tmp_path / "photos", {"a/12.png": png(12)})

@@ -106,7 +106,8 @@ class Splits:
 
         Exactly `round(rate * n)` of the n training images get another class, drawn uniformly from
         the other C - 1; validation and test keep the labels they have. Where the classes are drawn
-        from all C, as other code does, a rate of r leaves r * (C - 1) / C of the labels wrong.
+        from all C, as other code does, a rate of r leaves r * (C - 1) / C of the labels wrong. A
+        second call changes the noisy labels, with one seed those of the same images.
         Labels of a streamed set are read from all its files first.
 
         Args:

@@ -465,7 +465,7 @@ def test_small_gradient_of_a_float16_student_is_not_zero():
     keras.config.set_dtype_policy("mixed_float16")
     half = plain()
     keras.config.set_dtype_policy("float32")
-    tiny_weight = {"objectives": [HardLabels(weight=1e-3)]}
+    tiny_weight = {"objectives": [HardLabels(weight=1e-6)]}
     expected = check(compiled(student=student, preset=tiny_weight)).gradient
     got = check(compiled(student=half, preset=tiny_weight))
     assert got.networks[-1].precisions == ("float16",)

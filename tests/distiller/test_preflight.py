@@ -307,6 +307,23 @@ def test_objectives_may_hold_what_is_frozen_or_the_students_own(how):
     assert np.isfinite(step(distiller({"objectives": [objective]}, student=student))["loss"])
 
 
+def test_a_layer_that_an_objective_builds_later_is_refused_at_the_first_step():
+    class Adapted(HardLabels):
+        def __init__(self):
+            super().__init__()
+            self.adapter = layers.Dense(4)
+
+        def __call__(self, batch):
+            self.adapter(batch.student["projection"])
+            return super().__call__(batch)
+
+    model = distiller({"objectives": [Adapted()]})
+    with pytest.raises(
+        ValueError, match=r"`adapted` holds the trainable variable 'dense_?\d*/kernel'"
+    ):
+        step(model)
+
+
 class SameFeatures(ssd.objectives.Objective):
     teacher_outputs = student_outputs = ("projection",)
     needs_equal_widths = True

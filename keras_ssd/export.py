@@ -34,7 +34,8 @@ def export_student(
     `tf.saved_model.load(path).signatures["serving_default"](image=...)` gives a dict with the one
     entry `outputs`, float32 (float64 for a float64 student) of shape `(rows, classes)`, for any
     number of rows; it needs TensorFlow only. The images are raw (uint8, 0..255) when the student
-    begins with a `Rescaling` or `Normalization` layer, else float32 as the student takes them.
+    begins with a `Rescaling` or `Normalization` layer (a subclassed one: if its `call` can be run
+    on Keras' symbols, which tells), else float32 as the student takes them.
     Heads and the teacher are not in the file; of a subclassed student, whose layers are known only
     while it runs, the weights of its heads are.
 
@@ -122,9 +123,19 @@ def _image_spec(student: keras.Model) -> tf.TensorSpec:
             f"The student {student.name!r} does not tell the shape of its images: call it once on "
             "a batch of images before."
         )
-    return tf.TensorSpec(
-        (None, *shape[1:]), "uint8" if takes_raw_images(student) else dtype, name="image"
-    )
+    spec = tf.TensorSpec((None, *shape[1:]), "uint8", name="image")
+    return spec if _takes_raw_images(student, spec) else tf.TensorSpec(spec.shape, dtype, "image")
+
+
+def _takes_raw_images(student: keras.Model, spec: tf.TensorSpec) -> bool:
+    """Whether images meet a layer that normalises them first, as far as that can be known."""
+    if not is_functional(student):
+        images = keras.Input(spec.shape[1:], dtype=spec.dtype.name)
+        try:
+            student = keras.Model(images, student.call(images))
+        except Exception:  # what a user's class does may need more than symbols
+            return False
+    return bool(takes_raw_images(student))
 
 
 def _random_images(spec: tf.TensorSpec, rows: int) -> tf.Tensor:

@@ -39,6 +39,18 @@ class Subclassed(keras.Model):
         return {"logits": self.dense(x), "projection": self.head(x)}
 
 
+class RescalesItsLogits(keras.Model):
+    """A student for floats whose first attribute normalises something else than images."""
+
+    def __init__(self):
+        super().__init__()
+        self.rescaling = layers.Rescaling(0.1)
+        self.dense = layers.Dense(5)
+
+    def call(self, images):
+        return self.rescaling(self.dense(keras.ops.reshape(images, (-1, 8 * 8 * 3))))
+
+
 class Distiller(keras.Model):
     """What `export_student` knows of a Distiller."""
 
@@ -78,6 +90,14 @@ STUDENTS = {
     "frozen": lambda: with_projection(student(), backbone="frozen"),
     "distiller": lambda: Distiller(with_heads()),
 }
+
+
+def test_only_a_call_tells_what_a_subclassed_student_takes(tmp_path):
+    network = RescalesItsLogits()
+    images = IMAGES.astype("float32") / 255
+    network(images)
+    got = serve(export_student(network, tmp_path / "student"), images)["logits"]
+    np.testing.assert_allclose(got, logits_of(network, images), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("build", STUDENTS.values(), ids=STUDENTS)

@@ -60,7 +60,7 @@ def is_around(real: str, folder: pathlib.Path) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is passed over."""
-    return name.startswith(".")
+    return name.startswith(".") or name == "__MACOSX"  # what macOS puts into archives
 
 
 def ending(path: str) -> str:

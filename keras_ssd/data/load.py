@@ -198,5 +198,8 @@ def channel_statistics(
     mean = counts @ values / pixels
     std = np.sqrt(counts @ values**2 / pixels - mean**2)
     if not std.all():
-        raise ValueError("A channel has the same value in every image: nothing to normalise by.")
+        raise ValueError(
+            "Each channel must have several values to be normalised by, got one that is the same "
+            "in every training image: look at the images, they may be empty."
+        )
     return tuple((mean / 255).round(4).tolist()), tuple((std / 255).round(4).tolist())

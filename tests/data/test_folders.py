@@ -216,6 +216,12 @@ def test_what_is_passed_over_in_silence(tmp_path):
     assert load(tmp_path).info.counts == {"train": 12, "validation": 0, "test": 4}
 
 
+def test_what_an_archive_of_macos_holds_besides_is_no_class(tmp_path):
+    write(tmp_path, numbered() | {"__MACOSX/a/._0.png": b"", "a/__MACOSX/._1.png": b""})
+    info = load(tmp_path, validation=0).info
+    assert info.class_names == ("a", "b")
+
+
 def test_links_that_lead_back_hold_no_class(tmp_path):
     """Neither a class of all images nor images of another class."""
     write(tmp_path / "photos", numbered())

@@ -248,7 +248,7 @@ def test_empty_split(prepare, monkeypatch, empty):
 
 def test_constant_channel(prepare):
     folder = prepare({"train": 1, "test": 1})
-    with pytest.raises(ValueError, match="same value in every image"):
+    with pytest.raises(ValueError, match="the same in every training image"):
         data.load("tiny", batch_size=1, validation=0, data_dir=folder)
 
 

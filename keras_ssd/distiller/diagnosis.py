@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.layers.frozen_backbone import FrozenCopy
 from keras_ssd.layers.structure import normalization_of
 from keras_ssd.teacher import FrozenTeacher
 
@@ -117,8 +119,8 @@ def _candidates(teacher: FrozenTeacher, images: np.ndarray) -> Iterator[tuple[st
     """The images with other values, in words and as the teacher is to be given them."""
     if images.shape[-1] == 3:
         yield "with red and blue exchanged", images[..., ::-1]
-    whole_numbers = np.issubdtype(images.dtype, np.integer)
-    if whole_numbers and (teacher.model is None or teacher.preprocessing is not None):
+    of_keras = isinstance(teacher.preprocessing or teacher.model, (keras.layers.Layer, FrozenCopy))
+    if np.issubdtype(images.dtype, np.integer) and not of_keras:
         return  # a function may take no other kind, or round what it is given
     unit = _in_unit_range(images.astype("float32"))
     mean, std = (f(unit, axis=(0, 1, 2)) for f in (np.mean, np.std))

@@ -563,6 +563,13 @@ def test_functions_that_take_whole_numbers_alone(preprocessing):
     assert check(compiled(teacher)).warnings == ()
 
 
+def test_other_values_behind_a_layer_that_resizes():
+    """A teacher for images with mean 0 and deviation 1 is given raw ones in its size."""
+    teacher = ssd.freeze(knowing(None), preprocessing=layers.Resizing(8, 8))
+    warning = check(compiled(teacher)).warnings[0]
+    assert "in 48 when it sees them with mean 0 and deviation 1 a channel: " in warning
+
+
 def test_function_for_a_batch_of_one_size():
     inner = knowing()
     teacher = tf.function(inner, input_signature=[tf.TensorSpec([48, 8, 8, 3], tf.uint8)])

@@ -30,7 +30,8 @@ def first_batch(x: Any, y: Any = None, sample_weight: Any = None, batch_size: in
     if isinstance(x, keras.utils.PyDataset):
         return None if x.num_batches == 0 else x[0]
     arrays = [a for a in keras.tree.flatten((x, y, sample_weight)) if a is not None]
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    is_integer = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
+    if not is_integer or batch_size < 1:
         raise ValueError(f"`batch_size` must be an integer >= 1, got {batch_size!r}.")
     are_arrays = all(hasattr(array, "shape") and len(array.shape) for array in arrays)
     if not arrays or not are_arrays or not len(arrays[0]):

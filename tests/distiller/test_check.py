@@ -651,6 +651,7 @@ class Endless(Batches):
     ("data", "images", "steps"),
     [
         ((IMAGES, LABELS), 32, 2),
+        ((IMAGES, LABELS, None, np.int64(16)), 16, 3),
         ((tf.constant(IMAGES), tf.constant(LABELS)), 32, 2),
         (({"image": IMAGES}, LABELS), 32, 2),
         ((tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16),), 16, 3),

@@ -9,13 +9,15 @@ from typing import Any
 
 import keras
 
-from keras_ssd.models import resnet
+from keras_ssd.layers.structure import inner_layers
+from keras_ssd.models import resnet, wide_resnet
 from keras_ssd.models.blocks import Blocks
 from keras_ssd.models.fused import fuse_batch_norm
+from keras_ssd.models.network import Network
 
-__all__ = ["build", "fuse_batch_norm", "names"]
+__all__ = ["build", "fuse_batch_norm", "names", "network_of"]
 
-_NETWORKS = {**resnet.NETWORKS}
+_NETWORKS: dict[str, Network] = {**resnet.NETWORKS, **wide_resnet.NETWORKS}
 
 
 def names() -> list[str]:
@@ -75,12 +77,24 @@ def build(
     _check_constants(mean, std, channels=input_shape[-1])
 
     policy = keras.dtype_policies.get(dtype)
-    layers = Blocks(policy, synchronized_batch_norm)
+    layers = Blocks(policy, network.initialization, synchronized_batch_norm)
     images = layers.images(input_shape)
     normalized = images if mean is None else layers.normalize(images, mean, std)
     model = keras.Model(images, network(layers, normalized, num_classes), name=name)
     model.dtype_policy = policy  # Keras gives a functional model the global one
     return model
+
+
+def network_of(model: keras.Model) -> Network | None:
+    """The network of the papers that `model` was built as; None for any other model.
+
+    It is known by its name and the names of the layers that end its stages.
+    """
+    network = _NETWORKS.get(model.name)
+    if network is None:
+        return None
+    names = {layer.name for layer in inner_layers(model)}
+    return network if names.issuperset(network.stages.values()) else None
 
 
 def _given(value: Any, info: Any, attribute: str) -> Any:

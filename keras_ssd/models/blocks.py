@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_ssd.layers import BatchNormalization
-from keras_ssd.models import initializers
+from keras_ssd.models.initializers import Initialization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Blocks:
     Args:
         policy: The dtype policy of every layer but the first and the last ones, which compute in
             `wide_dtype`: the normalisation, the pooling and the classifier.
+        initialization: How first weights are drawn.
         synchronized_batch_norm: Whether statistics are those of the batch of all replicas.
     """
 
     policy: keras.dtype_policies.DTypePolicy
+    initialization: Initialization
     synchronized_batch_norm: bool = False
 
     @property
@@ -47,25 +49,63 @@ class Blocks:
         )(images)
 
     def convolution(
-        self, x: keras.KerasTensor, filters: int, kernel_size: int, *, stride: int = 1, name: str
+        self,
+        x: keras.KerasTensor,
+        filters: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        use_bias: bool = False,
+        name: str,
     ) -> keras.KerasTensor:
-        """A convolution without bias; (kernel_size - 1) / 2 zeros on all four sides, as in PyTorch.
-
-        "same" pads only the right and the bottom where the stride is 2 and the size is even.
-        """
-        pad = kernel_size // 2 if stride > 1 else 0
-        if pad:
-            x = keras.layers.ZeroPadding2D(pad, dtype=self.policy, name=f"{name}.padding")(x)
+        """A convolution; (kernel_size - 1) / 2 zeros on all four sides, as in PyTorch."""
+        x, padding = self._padded(x, kernel_size, stride, name)
+        channels = x.shape[-1]
         return keras.layers.Conv2D(
             filters,
             kernel_size,
             strides=stride,
-            padding="valid" if pad else "same",
-            use_bias=False,
-            kernel_initializer=initializers.convolution_kernel(),
+            padding=padding,
+            groups=groups,
+            use_bias=use_bias,
+            kernel_initializer=self.initialization.kernel(
+                kernel_size, channels, filters, groups=groups
+            ),
+            bias_initializer=self.initialization.convolution_bias(
+                kernel_size, channels, groups=groups
+            ),
             dtype=self.policy,
             name=name,
         )(x)
+
+    def depthwise(self, x: keras.KerasTensor, *, stride: int = 1, name: str) -> keras.KerasTensor:
+        """A 3x3 convolution of each channel by itself, without bias; padded as `convolution`."""
+        x, padding = self._padded(x, 3, stride, name)
+        channels = x.shape[-1]
+        return keras.layers.DepthwiseConv2D(
+            3,
+            strides=stride,
+            padding=padding,
+            use_bias=False,
+            depthwise_initializer=self.initialization.kernel(
+                3, channels, channels, groups=channels
+            ),
+            dtype=self.policy,
+            name=name,
+        )(x)
+
+    def _padded(
+        self, x: keras.KerasTensor, kernel_size: int, stride: int, name: str
+    ) -> tuple[keras.KerasTensor, str]:
+        # "same" pads only the right and the bottom where the stride is 2 and the size is even.
+        if stride == 1 or kernel_size == 1:
+            return x, "same"
+        return self.pad(x, kernel_size // 2, name=f"{name}.padding"), "valid"
+
+    def pad(self, x: keras.KerasTensor, size: int, *, name: str) -> keras.KerasTensor:
+        """`size` zeros on all four sides."""
+        return keras.layers.ZeroPadding2D(size, dtype=self.policy, name=name)(x)
 
     def batch_norm(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
         """Batch normalisation with the papers' constants: momentum 0.9, epsilon 1e-5."""
@@ -77,6 +117,10 @@ class Blocks:
             name=name,
         )(x)
 
+    def end(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
+        """`x` itself, under a name, where no layer without weights ends a stage."""
+        return keras.layers.Identity(dtype=self.policy, name=name)(x)
+
     def add(self, x: keras.KerasTensor, y: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
         """The sum of two maps of one shape."""
         return keras.layers.Add(dtype=self.policy, name=name)([x, y])
@@ -85,16 +129,17 @@ class Blocks:
         """max(x, 0)."""
         return keras.layers.ReLU(dtype=self.policy, name=name)(x)
 
-    def embedding(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """The mean over all positions of a map, `(batch, channels)`, in the layer `embedding`."""
-        return keras.layers.GlobalAveragePooling2D(dtype=self.wide_dtype, name="embedding")(x)
+    def pool(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
+        """The mean over all positions of a map, `(batch, channels)`."""
+        return keras.layers.GlobalAveragePooling2D(dtype=self.wide_dtype, name=name)(x)
 
-    def logits(self, embedding: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-        """The classifier, a dense layer `logits` with PyTorch's default initialisation."""
+    def dense(self, x: keras.KerasTensor, units: int, *, name: str) -> keras.KerasTensor:
+        """A classifier: a dense layer with bias."""
+        width = x.shape[-1]
         return keras.layers.Dense(
-            num_classes,
-            kernel_initializer=initializers.dense_kernel(),
-            bias_initializer=initializers.dense_bias(embedding.shape[-1]),
+            units,
+            kernel_initializer=self.initialization.dense_kernel(width),
+            bias_initializer=self.initialization.bias_of_dense(width),
             dtype=self.wide_dtype,
-            name="logits",
-        )(embedding)
+            name=name,
+        )(x)

@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Literal
 
 import keras
 
 
-def convolution_kernel() -> keras.initializers.Initializer:
-    """Normal, untruncated, standard deviation sqrt(2 / (k * k * channels out)).
-
-    Source: He et al. 2015, arXiv:1502.01852, equation 14; CRD's and SSKD's code.
-    """
-    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-
-
-def dense_kernel() -> keras.initializers.Initializer:
-    """Uniform between -1/sqrt(width in) and 1/sqrt(width in), PyTorch's default."""
-    return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
-
-
-def dense_bias(width: int) -> keras.initializers.Initializer:
-    """Uniform between -1/sqrt(width) and 1/sqrt(width), PyTorch's default.
+@dataclasses.dataclass(frozen=True)
+class Initialization:
+    """First weights of a network's convolutions and dense layers.
 
     Args:
-        width: Int > 0, the inputs of the layer that the bias belongs to.
+        convolution: `"fan_out"`: normal, untruncated, standard deviation
+            sqrt(2 / (k * k * channels out)), biases 0. `"pytorch"`: kernels and biases uniform
+            within 1 / sqrt(fan in), PyTorch's default.
+        dense: `"pytorch"`: kernels uniform within 1 / sqrt(width in). `"small"`: normal, standard
+            deviation 0.01.
+        dense_bias: `"pytorch"`: uniform within 1 / sqrt(width in). `"zeros"`: 0.
+
+    Source: He et al. 2015, arXiv:1502.01852, equation 14; the code of CRD, SSKD and HSAKD.
     """
-    bound = 1 / math.sqrt(width)
+
+    convolution: Literal["fan_out", "pytorch"] = "fan_out"
+    dense: Literal["pytorch", "small"] = "pytorch"
+    dense_bias: Literal["pytorch", "zeros"] = "pytorch"
+
+    def kernel(
+        self, size: int, channels_in: int, channels_out: int, *, groups: int = 1
+    ) -> keras.initializers.Initializer:
+        """The initialiser of a convolution's kernel.
+
+        Keras' own fans of a depthwise kernel are those of one channel and of all channels, so the
+        numbers are written out.
+        """
+        if self.convolution == "pytorch":
+            return _uniform(size * size * channels_in // groups)
+        deviation = math.sqrt(2 / (size * size * channels_out))
+        return keras.initializers.RandomNormal(stddev=deviation)
+
+    def convolution_bias(
+        self, size: int, channels_in: int, *, groups: int = 1
+    ) -> keras.initializers.Initializer:
+        """The initialiser of a convolution's bias."""
+        if self.convolution == "pytorch":
+            return _uniform(size * size * channels_in // groups)
+        return keras.initializers.Zeros()
+
+    def dense_kernel(self, width: int) -> keras.initializers.Initializer:
+        """The initialiser of a dense layer's kernel; `width` are its inputs."""
+        if self.dense == "small":
+            return keras.initializers.RandomNormal(stddev=0.01)
+        return _uniform(width)
+
+    def bias_of_dense(self, width: int) -> keras.initializers.Initializer:
+        """The initialiser of a dense layer's bias; `width` are its inputs."""
+        return keras.initializers.Zeros() if self.dense_bias == "zeros" else _uniform(width)
+
+
+def _uniform(fan_in: int) -> keras.initializers.Initializer:
+    bound = 1 / math.sqrt(fan_in)
     return keras.initializers.RandomUniform(-bound, bound)

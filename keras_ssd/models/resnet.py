@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 
 from keras_ssd.models.blocks import Blocks
+from keras_ssd.models.initializers import Initialization
+from keras_ssd.models.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNet:
+class ResNet(Network):
     """A residual network of three stages of basic blocks, depth 6 * `blocks` + 2.
 
-    Layers with weights carry the authors' names (`conv1`, `layer2.0.downsample.0`); `stage_0` is
-    the stem after its ReLU, `stage_1` to `stage_3` are the stages after theirs.
+    `stage_0` is the stem after its ReLU, `stage_1` to `stage_3` are the stages after theirs.
 
     Args:
         blocks: Int > 0, basic blocks a stage.
@@ -27,39 +29,46 @@ class ResNet:
     blocks: int
     widths: tuple[int, int, int, int] = (16, 16, 32, 64)
     min_size = 4  # the strides of the stages multiply to 4
+    auxiliary_initialization = Initialization(dense_bias="zeros")
 
-    def __call__(
-        self, layers: Blocks, images: keras.KerasTensor, num_classes: int
-    ) -> keras.KerasTensor:
-        """Apply the network to normalised images.
+    @property
+    def unit_names(self) -> Sequence[str]:
+        """The three stages."""
+        return ("layer1", "layer2", "layer3")
 
-        Args:
-            layers: Makes the layers.
-            images: Symbolic tensor `(batch, height, width, channels)`.
-            num_classes: Int > 0.
-
-        Returns:
-            The logits, a symbolic tensor `(batch, num_classes)`.
-        """
+    def stem(self, layers: Blocks, images: keras.KerasTensor) -> keras.KerasTensor:
+        """One convolution."""
         x = layers.convolution(images, self.widths[0], 3, name="conv1")
-        x = layers.relu(layers.batch_norm(x, name="bn1"), name="stage_0")
-        for stage in (1, 2, 3):
-            for index in range(self.blocks):
-                last = index == self.blocks - 1
-                x = _basic_block(
-                    layers,
-                    x,
-                    self.widths[stage],
-                    stride=2 if stage > 1 and index == 0 else 1,
-                    name=f"layer{stage}.{index}",
-                    output_name=f"stage_{stage}" if last else f"layer{stage}.{index}.relu2",
-                )
-        return layers.logits(layers.embedding(x), num_classes)
+        return layers.relu(layers.batch_norm(x, name="bn1"), name="stage_0")
+
+    def unit(
+        self,
+        layers: Blocks,
+        x: keras.KerasTensor,
+        unit: int,
+        *,
+        name: str,
+        output_name: str,
+        reduce: bool = True,
+    ) -> keras.KerasTensor:
+        """A stage; the first block of the second and third halves height and width."""
+        for index in range(self.blocks):
+            block = f"{name}.{index}"
+            x = basic_block(
+                layers,
+                x,
+                self.widths[unit + 1],
+                stride=2 if reduce and unit > 0 and index == 0 else 1,
+                name=block,
+                output_name=output_name if index == self.blocks - 1 else f"{block}.relu2",
+            )
+        return x
 
 
-def _basic_block(
+def basic_block(
     layers: Blocks, x: keras.KerasTensor, width: int, *, stride: int, name: str, output_name: str
 ) -> keras.KerasTensor:
+    """Two 3x3 convolutions beside a shortcut, which is projected where the shape changes."""
     shortcut = x
     if stride > 1 or x.shape[-1] != width:
         shortcut = layers.convolution(x, width, 1, stride=stride, name=f"{name}.downsample.0")

@@ -1,4 +1,4 @@
-"""What the SSKD scripts share: the precision of networks, a student's run, the report."""
+"""What all scripts share: the precision of networks, a student's run, the report."""
 
 from __future__ import annotations
 
@@ -85,10 +85,12 @@ def train(
     steps_per_epoch: int,
     drops: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240),
     learning_rate: float = 0.05,
+    nesterov: bool = False,
     verbose: int | str = "auto",
+    validation_data: tf.data.Dataset | None = None,
     **compile_options: Any,
-) -> None:
-    """Trains as the paper did: SGD, momentum 0.9, decay 5e-4, the rate times 0.1 at each drop.
+) -> keras.callbacks.History:
+    """Trains as the papers did: SGD, momentum 0.9, decay 5e-4, the rate times 0.1 at each drop.
 
     Args:
         distiller: What is trained.
@@ -98,7 +100,9 @@ def train(
         steps_per_epoch: Batches of an epoch.
         drops: When the rate drops, as shares of the epochs (those of the paper by default).
         learning_rate: The rate at the start.
+        nesterov: Nesterov momentum, which HSAKD takes and SSKD does not.
         verbose: As in `keras.Model.fit`.
+        validation_data: As in `keras.Model.fit`.
         **compile_options: As in `Distiller.compile`.
     """
     schedule = ssd.schedules.steps_at(
@@ -107,12 +111,19 @@ def train(
         steps_per_epoch=steps_per_epoch,
     )
     distiller.compile(
-        optimizer=ssd.optimizers.SGD(schedule, momentum=0.9, weight_decay=5e-4),
+        optimizer=ssd.optimizers.SGD(schedule, momentum=0.9, weight_decay=5e-4, nesterov=nesterov),
         metrics=["accuracy"],
         **compile_options,
     )
     batch_size = None if labels is None else -(-len(images) // steps_per_epoch)
-    distiller.fit(images, labels, batch_size=batch_size, epochs=epochs, verbose=verbose)
+    return distiller.fit(
+        images,
+        labels,
+        batch_size=batch_size,
+        epochs=epochs,
+        verbose=verbose,
+        validation_data=validation_data,
+    )
 
 
 def accuracy(network: keras.Model, dataset: tf.data.Dataset) -> float:

@@ -21,7 +21,13 @@ from keras_ssd import (
 from keras_ssd.batch import Batch
 from keras_ssd.distiller import Distiller
 from keras_ssd.export import export_student
-from keras_ssd.heads import named_outputs, strip_heads, with_projection
+from keras_ssd.heads import (
+    named_outputs,
+    strip_heads,
+    with_auxiliary_classifiers,
+    with_peer,
+    with_projection,
+)
 from keras_ssd.teacher import FrozenTeacher, freeze
 
 __version__ = "0.1.0"
@@ -47,5 +53,7 @@ __all__ = [
     "schedules",
     "strip_heads",
     "views",
+    "with_auxiliary_classifiers",
+    "with_peer",
     "with_projection",
 ]

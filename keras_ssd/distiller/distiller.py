@@ -175,7 +175,12 @@ class Distiller(Steps):
             )
         self.evaluate_views = bool(evaluate_views)
         with self.distribute_strategy.scope():
-            trackers = Trackers([o.name for o in self.objectives], metrics, weighted_metrics)
+            trackers = Trackers(
+                [objective.name for objective in self.objectives],
+                preflight.diagnostic_names(self.objectives, self.student),
+                metrics,
+                weighted_metrics,
+            )
             self._compile_loss = None  # Keras would keep the loss of an earlier `compile`
             self.loss = None
             super().compile(

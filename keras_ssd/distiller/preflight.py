@@ -132,8 +132,14 @@ def check_outputs(
         _check_names(objective, "student", objective.student_outputs, student)
         if teacher is not None and "logits" in objective.teacher_outputs:
             _check_logits("teacher", teacher)
-        if objective.needs_equal_widths and teacher is not None and student is not None:
-            _check_widths(objective, teacher, student)
+        objective.check_outputs(teacher, student, num_views)
+
+
+def diagnostic_names(objectives: Sequence[Objective], student: keras.Model) -> list[str]:
+    """What objectives show beside their values; none where only a call tells the outputs."""
+    outputs = known_outputs(student) or {}
+    names = [name for objective in objectives for name in objective.diagnostic_names(outputs)]
+    return list(dict.fromkeys(names))
 
 
 def _check_logits(owner: str, outputs: Mapping[str, Any]) -> None:
@@ -167,29 +173,9 @@ def _check_names(
     if missing:
         raise ValueError(
             f"`{objective.name}` reads the {owner}'s output {missing[0]!r}, which the {owner} "
-            f"lacks (it has {sorted(outputs or ())}): attach the head, for instance with "
-            "`with_projection`, or name a layer with `named_outputs`."
+            f"lacks (it has {sorted(outputs or ())}): attach the head (`with_projection`, "
+            "`with_auxiliary_classifiers`), or name a layer with `named_outputs`."
         )
-
-
-def _check_widths(
-    objective: Objective, teacher: Mapping[str, Any], student: Mapping[str, Any]
-) -> None:
-    pairs = zip(objective.teacher_outputs, objective.student_outputs, strict=True)
-    for teacher_name, student_name in pairs:
-        widths = teacher[teacher_name].shape[-1], student[student_name].shape[-1]
-        if widths[0] != widths[1] and "logits" not in (teacher_name, student_name):
-            raise ValueError(
-                f"`{objective.name}` needs outputs of one width, but {teacher_name!r} of the "
-                f"teacher has {widths[0]} and {student_name!r} of the student {widths[1]}: give "
-                "the student a head as wide as the teacher's output."
-            )
-        if widths[0] != widths[1]:
-            raise ValueError(
-                f"`{objective.name}` compares class distributions, but the teacher has "
-                f"{widths[0]} classes and the student {widths[1]}: give both one class set, or "
-                "use objectives that compare images, such as SimilarityTransfer."
-            )
 
 
 def ends_in_probabilities(output: Any) -> bool:

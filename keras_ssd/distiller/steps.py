@@ -285,10 +285,12 @@ class Steps(keras.Model):
         student = batch.select(batch.student["logits"], "plain")
         images = tf.cast(row_count(student), share.dtype)
         sums = {objective.name: (total, count) for objective, total, count in terms}
+        if terms:
+            sums |= self._diagnostics(batch)
         # Every replica counts the global batch: what a callback is shown is a mean over replicas.
         loss, images, sums = all_sum((share, images, sums))
         trackers.loss.update_state(loss, sample_weight=images)
-        trackers.update_terms(sums)
+        trackers.update_means(sums)
         teacher = batch.teacher.get("logits")
         comparable = teacher is not None and teacher.shape[-1] == student.shape[-1]
         if comparable:
@@ -302,9 +304,17 @@ class Steps(keras.Model):
         trackers.show(
             loss=labeled or bool(terms),
             terms=bool(terms),
+            diagnostics=bool(terms) and labeled,
             agreement=comparable,
             compiled=labeled,
         )
+
+    def _diagnostics(self, batch: Batch) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+        """What objectives show beside their values; under one name, the first one's."""
+        shown: dict[str, tuple[tf.Tensor, tf.Tensor]] = {}
+        for objective in self.objectives:
+            shown = {**objective.diagnostics(batch), **shown}
+        return {name: shown[name] for name in self.trackers.diagnostics if name in shown}
 
 
 def _run(objectives: Sequence[Objective], batch: Batch) -> list[_Term]:

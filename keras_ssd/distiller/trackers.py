@@ -22,22 +22,37 @@ class Trackers:
 
     Args:
         terms: Names of the objectives.
+        diagnostics: Names of what objectives show beside their values.
         metrics: What `compile` was given.
         weighted_metrics: What `compile` was given.
     """
 
-    def __init__(self, terms: Sequence[str], metrics: Any, weighted_metrics: Any) -> None:
+    def __init__(
+        self,
+        terms: Sequence[str],
+        diagnostics: Sequence[str],
+        metrics: Any,
+        weighted_metrics: Any,
+    ) -> None:
         self.loss = keras.metrics.Mean(name="loss")
         self.terms = {name: keras.metrics.Mean(name=name) for name in terms}
         self.agreement = keras.metrics.Mean(name="teacher_agreement")
-        self.compiled = CompiledMetrics(metrics, weighted_metrics, [*RESERVED, *terms])
+        self.diagnostics = {name: keras.metrics.Mean(name=name) for name in diagnostics}
+        taken = [*RESERVED, *terms, *self.diagnostics]
+        self.compiled = CompiledMetrics(metrics, weighted_metrics, taken)
         self._shown = {True: [self.loss, *self.terms.values()], False: []}
         self._training = True
 
     @property
     def all(self) -> list[keras.metrics.Metric]:
         """Every tracker, shown or not."""
-        return [self.loss, *self.terms.values(), self.agreement, *self.compiled.all]
+        return [
+            self.loss,
+            *self.terms.values(),
+            *self.diagnostics.values(),
+            self.agreement,
+            *self.compiled.all,
+        ]
 
     @property
     def shown(self) -> list[keras.metrics.Metric]:
@@ -53,11 +68,14 @@ class Trackers:
         finally:
             self._training = before
 
-    def show(self, *, loss: bool, terms: bool, agreement: bool, compiled: bool) -> None:
+    def show(
+        self, *, loss: bool, terms: bool, diagnostics: bool, agreement: bool, compiled: bool
+    ) -> None:
         """Sets what the phase that is on shows."""
         self._shown[self._training] = [
             *([self.loss] if loss else []),
             *(self.terms.values() if terms else []),
+            *(self.diagnostics.values() if diagnostics else []),
             *([self.agreement] if agreement else []),
             *(self.compiled.all if compiled else []),
         ]
@@ -67,17 +85,22 @@ class Trackers:
 
         Keras finds that out itself only for metrics that it holds itself.
         """
-        up = [self.agreement, *(m for m in self.compiled.all if is_better_up(m))]
+        up = [
+            self.agreement,
+            *(metric for name, metric in self.diagnostics.items() if "accuracy" in name),
+            *(metric for metric in self.compiled.all if is_better_up(metric)),
+        ]
         better = {metric.name: "min" for metric in self.all} | {m.name: "max" for m in up}
         for callback in callbacks:
             monitor = str(getattr(callback, "monitor", "")).removeprefix("val_")
             if getattr(callback, "mode", None) == "auto" and monitor in better:
                 callback.mode = better[monitor]
 
-    def update_terms(self, terms: dict[str, tuple[tf.Tensor, tf.Tensor]]) -> None:
+    def update_means(self, sums: dict[str, tuple[tf.Tensor, tf.Tensor]]) -> None:
         """Adds a step's sums and counts: an epoch's mean is all its sums over all its counts."""
-        for name, (total, count) in terms.items():
-            self.terms[name].update_state(tf.math.divide_no_nan(total, count), sample_weight=count)
+        means = {**self.terms, **self.diagnostics}
+        for name, (total, count) in sums.items():
+            means[name].update_state(tf.math.divide_no_nan(total, count), sample_weight=count)
 
     def update_agreement(
         self, teacher_logits: tf.Tensor, student_logits: tf.Tensor, weights: tf.Tensor

@@ -1,6 +1,14 @@
 """Heads on a network, and taking them off again."""
 
+from keras_ssd.heads.auxiliary import with_auxiliary_classifiers
+from keras_ssd.heads.peer import with_peer
 from keras_ssd.heads.projection import with_projection
 from keras_ssd.heads.taps import named_outputs, strip_heads
 
-__all__ = ["named_outputs", "strip_heads", "with_projection"]
+__all__ = [
+    "named_outputs",
+    "strip_heads",
+    "with_auxiliary_classifiers",
+    "with_peer",
+    "with_projection",
+]

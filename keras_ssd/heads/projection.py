@@ -7,7 +7,7 @@ from typing import Literal
 
 import keras
 
-from keras_ssd.heads.taps import Side, layers_by_path, rebuild
+from keras_ssd.heads.taps import with_embedding
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
 from keras_ssd.layers.functional import as_functional, network_like, outputs_of
 
@@ -54,7 +54,7 @@ def with_projection(
         raise ValueError(
             f"Model {model.name!r} has a projection head already: use it, or `strip_heads` first."
         )
-    network = _with_embedding(network, embedding)
+    network = with_embedding(network, embedding)
     outputs = network.output
     shape = outputs["embedding"].shape
     if len(shape) != 2 or shape[-1] is None:
@@ -67,39 +67,6 @@ def with_projection(
     kept = {name: outputs[name] for name in names}
     projection = _projection_head(outputs["embedding"], network.dtype_policy)
     return network_like(model, network.input, {**kept, "projection": projection})
-
-
-def _with_embedding(network: keras.Model, embedding: str | None) -> keras.Model:
-    """The network with an output `embedding`."""
-    outputs = outputs_of(network)
-    if "embedding" in outputs:
-        if embedding is not None:
-            raise ValueError(
-                f"Model {network.name!r} has an output named 'embedding' already: leave "
-                "`embedding=` out, or name the outputs anew."
-            )
-        return network
-    path, side = _find_embedding(network, embedding)
-    rebuilt, tensors = rebuild(network, {"embedding": path}, side)
-    return network_like(network, rebuilt.input, {**outputs_of(rebuilt), **tensors})
-
-
-def _find_embedding(network: keras.Model, embedding: str | None) -> tuple[str, Side]:
-    """The layer to tap, and whether its input or its output is the embedding."""
-    if embedding is not None:
-        return embedding, "output"
-    to_logits = keras.Model(network.input, outputs_of(network)["logits"])
-    layers = dict(layers_by_path(to_logits))
-    named = [path for path in layers if path.split("/")[-1] == "embedding"]
-    if named:
-        return min(named, key=lambda path: path.count("/")), "output"
-    dense = [path for path, layer in layers.items() if isinstance(layer, keras.layers.Dense)]
-    if dense:
-        return dense[-1], "input"
-    raise ValueError(
-        f"Model {network.name!r} has neither a layer named 'embedding' nor a Dense layer: pass "
-        "`embedding=` the name of the layer that gives its embedding."
-    )
 
 
 def _projection_head(embedding: keras.KerasTensor, policy: keras.DTypePolicy) -> keras.KerasTensor:

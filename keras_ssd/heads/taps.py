@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import keras
 
+from keras_ssd.layers.frozen_backbone import FrozenBackbone
 from keras_ssd.layers.functional import as_functional, is_functional, network_like, outputs_of
 
 Side = Literal["input", "output"]
@@ -63,16 +64,63 @@ def strip_heads(network: keras.Model) -> keras.Model:
     return network_like(network, functional.input, logits)
 
 
+def with_embedding(network: keras.Model, embedding: str | None) -> keras.Model:
+    """A functional network with an output `embedding`, sharing all layers.
+
+    Args:
+        network: A functional model that returns the logits, or a dict with `logits`.
+        embedding: The layer that gives the embedding, nested ones as `backbone/pool`. By default
+            the output named `embedding`, else the layer of that name on the way to the logits, else
+            what goes into the last Dense layer.
+
+    Raises:
+        ValueError: If the embedding cannot be found, or is named although there is such an output.
+    """
+    outputs = outputs_of(network)
+    if "embedding" in outputs:
+        if embedding is not None:
+            raise ValueError(
+                f"Model {network.name!r} has an output named 'embedding' already: leave "
+                "`embedding=` out, or name the outputs anew."
+            )
+        return network
+    path, side = _find_embedding(network, embedding)
+    rebuilt, tensors = rebuild(network, {"embedding": path}, side)
+    return network_like(network, rebuilt.input, {**outputs_of(rebuilt), **tensors})
+
+
+def _find_embedding(network: keras.Model, embedding: str | None) -> tuple[str, Side]:
+    """The layer to tap, and whether its input or its output is the embedding."""
+    if embedding is not None:
+        return embedding, "output"
+    to_logits = keras.Model(network.input, outputs_of(network)["logits"])
+    layers = dict(layers_by_path(to_logits))
+    named = [path for path in layers if path.split("/")[-1] == "embedding"]
+    if named:
+        return min(named, key=lambda path: path.count("/")), "output"
+    dense = [path for path, layer in layers.items() if isinstance(layer, keras.layers.Dense)]
+    if dense:
+        return dense[-1], "input"
+    raise ValueError(
+        f"Model {network.name!r} has neither a layer named 'embedding' nor a Dense layer: pass "
+        "`embedding=` the name of the layer that gives its embedding."
+    )
+
+
 def layers_by_path(
     model: keras.Model, prefix: str = ""
 ) -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Every layer that can be tapped, with its path, in the order in which the layers run."""
+    """Every layer that can be tapped, with its path, in the order in which the layers run.
+
+    Nested models are opened, frozen ones too.
+    """
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
         yield prefix + layer.name, layer
-        if is_functional(layer):
-            yield from layers_by_path(layer, f"{prefix}{layer.name}/")
+        inner = layer.frozen.model if isinstance(layer, FrozenBackbone) else layer
+        if is_functional(inner):
+            yield from layers_by_path(inner, f"{prefix}{layer.name}/")
 
 
 def rebuild(
@@ -127,9 +175,12 @@ def _call_tapped(
     """Calls a layer; a nested model is replaced by one that returns the tapped tensors too."""
     if not taps:
         return layer(*args, **kwargs), {}
-    rebuilt, tensors = rebuild(as_functional(layer), taps, side)
+    is_frozen = isinstance(layer, FrozenBackbone)
+    model = layer.frozen.model if is_frozen else layer
+    rebuilt, tensors = rebuild(as_functional(model), taps, side)
     flat = {f"/{i}": tensor for i, tensor in enumerate(keras.tree.flatten(rebuilt.output))}
-    results = network_like(layer, rebuilt.input, {**flat, **tensors})(*args, **kwargs)
+    tapped = network_like(model, rebuilt.input, {**flat, **tensors})
+    results = (layer.with_outputs_of(tapped) if is_frozen else tapped)(*args, **kwargs)
     outputs = keras.tree.pack_sequence_as(rebuilt.output, [results[key] for key in flat])
     return outputs, {name: results[name] for name in tensors}
 

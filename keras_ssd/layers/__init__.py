@@ -1,6 +1,7 @@
 """Layers of the library's networks."""
 
 from keras_ssd.layers.batch_normalization import BatchNormalization
+from keras_ssd.layers.channels import ChannelShuffle, ChannelSplit
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
 
-__all__ = ["BatchNormalization", "FrozenBackbone"]
+__all__ = ["BatchNormalization", "ChannelShuffle", "ChannelSplit", "FrozenBackbone"]

@@ -89,6 +89,18 @@ class FrozenBackbone(keras.layers.Layer):
         """The model's outputs for images `(rows, height, width, channels)`."""
         return self.frozen(images)
 
+    def with_outputs_of(self, model: keras.Model) -> FrozenBackbone:
+        """A layer of the same name and frozen values that gives the outputs of another model.
+
+        Args:
+            model: A model on the layers of this one's model, with other outputs.
+        """
+        twin = FrozenBackbone(model, name=self.name, dtype=self.dtype_policy)
+        values = dict(zip(map(id, self.frozen.originals), self.copies, strict=True))
+        for original, copy in zip(twin.frozen.originals, twin.copies, strict=True):
+            copy.assign(values[id(original)])
+        return twin
+
     def get_config(self) -> dict[str, Any]:
         """The serialised model beside what every layer stores."""
         model = keras.saving.serialize_keras_object(self.frozen.model)

@@ -2,15 +2,19 @@
 
 from keras_ssd.losses.cross_entropy import cross_entropy
 from keras_ssd.losses.divergences import kl_divergence
+from keras_ssd.losses.joint_labels import class_scores, joint_labels, view_scores
 from keras_ssd.losses.precision import at_least_float32
 from keras_ssd.losses.ranking import keep_mask, label_rank
 from keras_ssd.losses.similarity import cosine_similarity
 
 __all__ = [
     "at_least_float32",
+    "class_scores",
     "cosine_similarity",
     "cross_entropy",
+    "joint_labels",
     "keep_mask",
     "kl_divergence",
     "label_rank",
+    "view_scores",
 ]

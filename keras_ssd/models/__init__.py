@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import operator
 from collections.abc import Sequence
@@ -10,14 +11,32 @@ from typing import Any
 import keras
 
 from keras_ssd.layers.structure import inner_layers
-from keras_ssd.models import resnet, wide_resnet
+from keras_ssd.models import (
+    bottleneck_resnet,
+    imagenet_resnet,
+    mobilenet,
+    resnet,
+    shufflenet_v1,
+    shufflenet_v2,
+    vgg,
+    wide_resnet,
+)
 from keras_ssd.models.blocks import Blocks
 from keras_ssd.models.fused import fuse_batch_norm
 from keras_ssd.models.network import Network
 
 __all__ = ["build", "fuse_batch_norm", "names", "network_of"]
 
-_NETWORKS: dict[str, Network] = {**resnet.NETWORKS, **wide_resnet.NETWORKS}
+_NETWORKS: dict[str, Network] = {
+    **resnet.NETWORKS,
+    **wide_resnet.NETWORKS,
+    **vgg.NETWORKS,
+    **mobilenet.NETWORKS,
+    **shufflenet_v1.NETWORKS,
+    **shufflenet_v2.NETWORKS,
+    **bottleneck_resnet.NETWORKS,
+    **imagenet_resnet.NETWORKS,
+}
 
 
 def names() -> list[str]:
@@ -33,6 +52,7 @@ def build(
     input_shape: Sequence[int | None] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    stem_stride: int | None = None,
     synchronized_batch_norm: bool = False,
     dtype: str | keras.dtype_policies.DTypePolicy | None = None,
 ) -> keras.Model:
@@ -47,9 +67,11 @@ def build(
             for the arguments below that are not given, such as `data.load(...).info`.
         num_classes: Int > 0.
         input_shape: `(height, width, channels)`; height and width may be None. Every network pools
-            globally, so any size from 4 on does.
+            globally, so any size does from 4 on (resnet*, wrn*), 32 on (*_imagenet) or 8 on.
         mean: Mean of each channel, of pixel values scaled to 0..1.
         std: Standard deviation of each channel, of pixel values scaled to 0..1.
+        stem_stride: Of "mobilenet_v2" alone: 2 by default, as CRD and SSKD run it, or 1, as HSAKD
+            does, with the same weights.
         synchronized_batch_norm: Whether batch normalisation sees the batch of all replicas (slower)
             instead of that of its own.
         dtype: Dtype policy, for example "mixed_bfloat16"; the global one by default. Normalisation,
@@ -61,16 +83,18 @@ def build(
         is `logits`, the pooled features `embedding`, the ends of the stages `stage_1`, ...
 
     Raises:
-        ValueError: If the name is unknown, the classes or the shape are missing, or a value is out
-            of range.
+        ValueError: If the name is unknown, the classes or the shape are missing, a value is out of
+            range, or `stem_stride` is given for another network.
 
-    Source: the networks of Tian et al. 2020, arXiv:1910.10699, as Xu et al. 2020, arXiv:2006.07114,
-    run them. Their code pools over fixed windows (32x32 images only) and normalises outside.
+    Source: the networks of Tian et al. 2020, arXiv:1910.10699 (CRD), as Xu et al. 2020,
+    arXiv:2006.07114 (SSKD), and Yang et al. 2021, arXiv:2107.13715 (HSAKD), run them; for ImageNet
+    those of torchvision. The code of the three pools over fixed windows (32x32 images only) and
+    normalises outside.
     """
     if name not in _NETWORKS:
         near = difflib.get_close_matches(str(name), _NETWORKS, n=4, cutoff=0.5) or names()
         raise ValueError(f"No network is called {name!r}. Near names: {', '.join(near)}.")
-    network = _NETWORKS[name]
+    network = _with_stem_stride(name, stem_stride)
     num_classes = _checked_classes(_given(num_classes, info, "num_classes"))
     input_shape = _checked_shape(_given(input_shape, info, "input_shape"), network.min_size, name)
     mean, std = _given(mean, info, "mean"), _given(std, info, "std")
@@ -88,13 +112,29 @@ def build(
 def network_of(model: keras.Model) -> Network | None:
     """The network of the papers that `model` was built as; None for any other model.
 
-    It is known by its name and the names of the layers that end its stages.
+    It is known by its name and the names of the layers that end its stages. `stem_stride`, which
+    no auxiliary classifier depends on, is the default one.
     """
     network = _NETWORKS.get(model.name)
     if network is None:
         return None
     names = {layer.name for layer in inner_layers(model)}
     return network if names.issuperset(network.stages.values()) else None
+
+
+def _with_stem_stride(name: str, stem_stride: Any) -> Network:
+    network = _NETWORKS[name]
+    if stem_stride is None:
+        return network
+    if not isinstance(network, mobilenet.MobileNetV2):
+        raise ValueError(
+            f"`stem_stride` is an argument of 'mobilenet_v2' alone: leave it out for {name!r}."
+        )
+    if (stride := _as_int(stem_stride)) not in (1, 2):
+        raise ValueError(
+            f"`stem_stride` must be 1, as in HSAKD, or 2, as in CRD and SSKD, got {stem_stride!r}."
+        )
+    return dataclasses.replace(network, stem_stride=stride)
 
 
 def _given(value: Any, info: Any, attribute: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_ssd.layers import BatchNormalization
+from keras_ssd.layers import BatchNormalization, ChannelShuffle, ChannelSplit
 from keras_ssd.models.initializers import Initialization
 
 
@@ -125,9 +125,34 @@ class Blocks:
         """The sum of two maps of one shape."""
         return keras.layers.Add(dtype=self.policy, name=name)([x, y])
 
+    def concatenate(
+        self, x: keras.KerasTensor, y: keras.KerasTensor, *, name: str
+    ) -> keras.KerasTensor:
+        """The channels of `x`, then those of `y`."""
+        return keras.layers.Concatenate(dtype=self.policy, name=name)([x, y])
+
+    def split(
+        self, x: keras.KerasTensor, *, name: str
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+        """The first and the second half of the channels."""
+        return ChannelSplit(dtype=self.policy, name=name)(x)
+
+    def shuffle(self, x: keras.KerasTensor, groups: int, *, name: str) -> keras.KerasTensor:
+        """The channels of all groups in turn."""
+        return ChannelShuffle(groups, dtype=self.policy, name=name)(x)
+
     def relu(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
         """max(x, 0)."""
         return keras.layers.ReLU(dtype=self.policy, name=name)(x)
+
+    def max_pool(self, x: keras.KerasTensor, size: int, *, name: str) -> keras.KerasTensor:
+        """The maxima of windows, 2 apart."""
+        return keras.layers.MaxPooling2D(size, strides=2, dtype=self.policy, name=name)(x)
+
+    def average_pool(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
+        """The means of 3x3 windows, 2 apart, with a zero on all four sides that counts."""
+        x = self.pad(x, 1, name=f"{name}.padding")
+        return keras.layers.AveragePooling2D(3, strides=2, dtype=self.policy, name=name)(x)
 
     def pool(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
         """The mean over all positions of a map, `(batch, channels)`."""

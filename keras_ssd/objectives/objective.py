@@ -6,6 +6,7 @@ import abc
 import math
 import numbers
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -56,6 +57,48 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """The sum over this replica's rows and their weight, two scalars."""
+
+    def check_outputs(
+        self,
+        teacher: Mapping[str, Any] | None,
+        student: Mapping[str, Any] | None,
+        num_views: int,
+    ) -> None:
+        """Refuses outputs that do not fit, here in width; a Distiller asks before it trains.
+
+        Args:
+            teacher: Named outputs (symbolic or real) of the teacher, None where not known yet.
+            student: The same of the student.
+            num_views: Rows of an image.
+
+        Raises:
+            ValueError: One sentence on what must hold.
+        """
+        if not self.needs_equal_widths or teacher is None or student is None:
+            return
+        pairs = zip(self.teacher_outputs, self.student_outputs, strict=True)
+        for teacher_name, student_name in pairs:
+            widths = teacher[teacher_name].shape[-1], student[student_name].shape[-1]
+            if widths[0] != widths[1] and "logits" not in (teacher_name, student_name):
+                raise ValueError(
+                    f"`{self.name}` needs outputs of one width, but {teacher_name!r} of the "
+                    f"teacher has {widths[0]} and {student_name!r} of the student {widths[1]}: "
+                    "give the student a head as wide as the teacher's output."
+                )
+            if widths[0] != widths[1]:
+                raise ValueError(
+                    f"`{self.name}` compares class distributions, but the teacher has "
+                    f"{widths[0]} classes and the student {widths[1]}: give both one class set, "
+                    "or use objectives that compare images, such as SimilarityTransfer."
+                )
+
+    def diagnostic_names(self, student: Mapping[str, Any]) -> Sequence[str]:
+        """Names of what `diagnostics` gives for a student of these named outputs: nothing."""
+        return ()
+
+    def diagnostics(self, batch: Batch) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+        """More means to show, by name, each a sum and a count: no part of the loss."""
+        return {}
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -1,0 +1,258 @@
+"""What the CIFAR-100 scripts share: flags, the teacher and its heads, students, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from absl import flags, logging
+from phases import accuracy, faster_precision, frozen, mean_and_spread, train, write_report
+
+import keras_ssd as ssd
+
+_TEACHER = flags.DEFINE_string("teacher", "resnet56", "Network of the teacher.")
+_CHECKPOINT = flags.DEFINE_string(
+    "teacher_checkpoint", None, "The teacher's weights (.pth, .safetensors); trained here if none."
+)
+_HEADS = flags.DEFINE_string(
+    "teacher_with_heads", None, "`teacher_with_heads.keras` of an earlier run, to train no teacher."
+)
+_STUDENT = flags.DEFINE_string("student", "resnet20", "Network of the student.")
+_METHODS = flags.DEFINE_list("methods", None, "Which students to train; all of the script if none.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.")
+_VALIDATION = flags.DEFINE_float("validation", 0.0, "Share of the training images held out.")
+_FEW_SHOT = flags.DEFINE_float("few_shot", 1.0, "Share of the training images students see.")
+_NOISE = flags.DEFINE_float("label_noise", 0.0, "Share of the students' labels that are wrong.")
+_TEACHER_EPOCHS = flags.DEFINE_integer("teacher_epochs", 240, "Epochs of the teacher.")
+_HEAD_EPOCHS = flags.DEFINE_integer("head_epochs", 60, "Epochs of its heads alone.")
+_EPOCHS = flags.DEFINE_integer("epochs", 240, "Epochs of every student.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a step.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Students' learning rate at the start.")
+_NESTEROV = flags.DEFINE_bool("nesterov", True, "Nesterov momentum.")
+_CROP = flags.DEFINE_enum(
+    "crop", None, ["each", "shared"], "Crops of turned images; those of each method if none."
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision", "measured", ["measured", "float32", "mixed_bfloat16"], "Of all networks."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Students of each method.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of report, teacher and students.")
+_VERBOSE = flags.DEFINE_integer("verbose", 1, "As in `keras.Model.fit`.")
+_SMOKE = flags.DEFINE_bool("smoke", False, "One epoch of small networks on `digits`.")
+
+_SETTINGS = (
+    "teacher",
+    "teacher_checkpoint",
+    "teacher_with_heads",
+    "student",
+    "validation",
+    "few_shot",
+    "label_noise",
+    "teacher_epochs",
+    "head_epochs",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "nesterov",
+    "crop",
+    "seeds",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a student is trained.
+
+    Args:
+        preset: Of `keras_ssd.presets`.
+        with_heads: From the plain student to the network that is trained.
+        reads_teacher: Whether there is a teacher.
+        turns: Whether the preset has a `crop` of turned images.
+    """
+
+    preset: Callable[..., dict[str, Any]]
+    with_heads: Callable[[keras.Model], keras.Model] = lambda model: model
+    reads_teacher: bool = True
+    turns: bool = False
+
+
+def with_all_heads(model: keras.Model, **options: Any) -> keras.Model:
+    """A network with auxiliary classifiers and a projection head."""
+    return ssd.with_projection(ssd.with_auxiliary_classifiers(model, **options))
+
+
+METHODS = {
+    "labels_only": Method(ssd.presets.labels_only, reads_teacher=False),
+    "kd": Method(ssd.presets.kd),
+    "sskd": Method(ssd.presets.sskd, ssd.with_projection, turns=True),
+    "hsakd": Method(ssd.presets.hsakd, ssd.with_auxiliary_classifiers, turns=True),
+    "combined": Method(ssd.presets.combined, with_all_heads, turns=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A teacher, its heads, and students by several methods on the same images.
+
+    Args:
+        methods: Names in `METHODS`.
+        teacher_preset: What trains the heads, or with `joint` heads and teacher at once.
+        teacher_heads: From the trained teacher to the network with heads (on a frozen backbone).
+        head_drops: When the rate of the heads' training drops, as shares of its epochs.
+        joint: Whether teacher and heads are trained together, from scratch.
+    """
+
+    methods: tuple[str, ...]
+    teacher_preset: Callable[..., dict[str, Any]]
+    teacher_heads: Callable[[keras.Model], keras.Model]
+    head_drops: tuple[float, ...]
+    joint: bool = False
+
+    def run(self) -> None:
+        """Trains the teacher with its heads and the students, and prints a table."""
+        logging.set_verbosity(logging.WARNING)
+        start = time.perf_counter()
+        if _SMOKE.value:
+            flags.FLAGS.teacher, flags.FLAGS.student = "resnet14", "resnet8"
+            for name in ("teacher_epochs", "head_epochs", "epochs"):
+                setattr(flags.FLAGS, name, 1)
+        methods = self._methods()
+        data = ssd.data.load(
+            "digits" if _SMOKE.value else "cifar100",
+            _BATCH_SIZE.value,
+            validation=_VALIDATION.value,
+            data_dir=_DATA_DIR.value,
+        )
+        precision = {name: _precision(name, data) for name in (_TEACHER.value, _STUDENT.value)}
+        teacher = self._teacher(data, precision[_TEACHER.value])
+        top_1 = accuracy(ssd.strip_heads(teacher), data.test)
+        print(f"teacher: {top_1:.4f} top-1 on {data.info.counts['test']} images", flush=True)
+        frozen_teacher, precision["frozen teacher"] = _frozen(teacher, data)
+        data = data if _FEW_SHOT.value == 1 else data.few_shot(_FEW_SHOT.value)
+        data = data if _NOISE.value == 0 else data.label_noise(_NOISE.value)
+        results = {name: [] for name in methods}
+        for seed in range(_SEEDS.value):
+            for name in methods:
+                result = _student(name, frozen_teacher, data, precision[_STUDENT.value], seed)
+                results[name].append(result)
+                print(f"{name}, seed {seed}: {result}", flush=True)
+        _report({"teacher": top_1, **results}, data.info, precision, time.perf_counter() - start)
+
+    def _methods(self) -> list[str]:
+        chosen = _METHODS.value or list(self.methods)
+        if unknown := [name for name in chosen if name not in self.methods]:
+            raise SystemExit(f"--methods are some of {', '.join(self.methods)}, got {unknown[0]}.")
+        return chosen
+
+    def _teacher(self, data: ssd.data.Splits, precision: str) -> keras.Model:
+        """The trained teacher with trained heads, saved."""
+        if _HEADS.value is not None:
+            return keras.models.load_model(_HEADS.value)
+        keras.utils.set_random_seed(0)
+        teacher = ssd.models.build(_TEACHER.value, data.info, dtype=precision)
+        preset = self.teacher_preset(**_crop(turns=True))
+        if self.joint:
+            network, options = self.teacher_heads(teacher), {"epochs": _TEACHER_EPOCHS.value}
+        else:
+            if _CHECKPOINT.value is not None:
+                ssd.checkpoints.load_torch_weights(teacher, _CHECKPOINT.value)
+            else:
+                distiller = ssd.Distiller(student=teacher, **ssd.presets.labels_only())
+                _train(distiller, data, epochs=_TEACHER_EPOCHS.value)
+            network = self.teacher_heads(teacher)
+            options = {"epochs": _HEAD_EPOCHS.value, "drops": self.head_drops}
+        distiller = ssd.Distiller(student=network, **preset)
+        _train(distiller, data, evaluate_views=True, **options)
+        path = pathlib.Path(_OUTPUT.value, "teacher_with_heads.keras")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        network.save(path)
+        return network
+
+
+def _precision(network: str, data: ssd.data.Splits) -> str:
+    if _PRECISION.value != "measured":
+        return _PRECISION.value
+    return faster_precision(network, data.info, 4 * _BATCH_SIZE.value)
+
+
+def _frozen(teacher: keras.Model, data: ssd.data.Splits) -> tuple[ssd.FrozenTeacher, str]:
+    if _PRECISION.value != "measured":
+        dtype = None if _PRECISION.value == "float32" else "bfloat16"
+        return ssd.freeze(teacher, dtype=dtype), _PRECISION.value
+    images = next(iter(data.train.repeat().unbatch().batch(4 * _BATCH_SIZE.value)))[0]
+    return frozen(teacher, images)
+
+
+def _crop(*, turns: bool) -> dict[str, str]:
+    return {"crop": _CROP.value} if turns and _CROP.value is not None else {}
+
+
+def _student(
+    name: str, teacher: ssd.FrozenTeacher, data: ssd.data.Splits, precision: str, seed: int
+) -> dict[str, float]:
+    """Trains, exports and measures a student."""
+    method = METHODS[name]
+    start = time.perf_counter()
+    keras.utils.set_random_seed(seed)  # every method starts from the same weights
+    student = ssd.models.build(_STUDENT.value, data.info, dtype=precision)
+    distiller = ssd.Distiller(
+        teacher if method.reads_teacher else None,
+        method.with_heads(student),
+        **method.preset(**_crop(turns=method.turns)),
+        seed=seed,
+    )
+    history = _train(
+        distiller, data, epochs=_EPOCHS.value, learning_rate=_LEARNING_RATE.value
+    ).history
+    ssd.export_student(distiller, pathlib.Path(_OUTPUT.value, f"{name}_{seed}"))
+    result = {"test": accuracy(student, data.test)}
+    if data.validation is not None:
+        held_out = history["val_accuracy"]
+        best = max(range(len(held_out)), key=held_out.__getitem__)
+        result |= {"best_held_out": held_out[best], "best_epoch": best + 1}
+    return {**result, "seconds": round(time.perf_counter() - start)}
+
+
+def _train(
+    distiller: ssd.Distiller, data: ssd.data.Splits, **options: Any
+) -> keras.callbacks.History:
+    return train(
+        distiller,
+        data.train,
+        steps_per_epoch=len(data.train),
+        verbose=_VERBOSE.value,
+        nesterov=_NESTEROV.value,
+        validation_data=data.validation,
+        **options,
+    )
+
+
+def _report(
+    results: Mapping[str, Any],
+    info: ssd.data.DatasetInfo,
+    precision: dict[str, str],
+    seconds: float,
+) -> None:
+    print(f"\nTop-1 on {info.counts['test']} test images, last epoch, {_SEEDS.value} seeds")
+    print(f"  teacher      {100 * results['teacher']:6.2f} %")
+    for method in [name for name in METHODS if name in results]:
+        mean, spread = mean_and_spread([result["test"] for result in results[method]])
+        print(f"  {method:12} {100 * mean:6.2f} +- {100 * spread:.2f} %")
+    path = pathlib.Path(_OUTPUT.value, "report.json")
+    report = {
+        "seconds": round(seconds),
+        "settings": {name: flags.FLAGS[name].value for name in _SETTINGS},
+        "precision": precision,
+        "data": {
+            "counts": info.counts,
+            "changes": info.changes,
+            "fingerprint": info.fingerprint,
+        },
+        "results": results,
+    }
+    write_report(path, report)
+    print(f"{path} written after {seconds:.0f} s")

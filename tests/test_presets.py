@@ -4,8 +4,11 @@ import pytest
 
 from keras_ssd import presets
 from keras_ssd.objectives import (
+    AuxiliaryLabels,
+    AuxiliaryTransfer,
     ContrastivePretext,
     HardLabels,
+    Mutual,
     SelectiveSoftLabels,
     SimilarityTransfer,
     SoftLabels,
@@ -84,6 +87,135 @@ SPELLED_OUT = {  # name: (preset, objectives, views)
         ],
         Rotations(crop="shared", flip=False, **PADDED),
     ),
+    "hsakd_teacher": (
+        presets.hsakd_teacher(),
+        [HardLabels(1.0), AuxiliaryLabels(1.0)],
+        Rotations(crop="shared", flip=True, padding=4, pad_value=0),
+    ),
+    "hsakd_teacher, changed": (
+        presets.hsakd_teacher(
+            labels_weight=2.0,
+            auxiliary_weight=3.0,
+            diagnostics=False,
+            crop=None,
+            flip=False,
+            **PADDED,
+        ),
+        [HardLabels(2.0), AuxiliaryLabels(3.0, diagnostics=False)],
+        Rotations(crop=None, flip=False, **PADDED),
+    ),
+    "hsakd": (
+        presets.hsakd(),
+        [
+            HardLabels(1.0),
+            SoftLabels(3.0, weight=1.0, views="all"),
+            AuxiliaryTransfer(3.0, weight=1.0),
+        ],
+        Rotations(crop="shared", flip=True, padding=4, pad_value=0),
+    ),
+    "hsakd, changed": (
+        presets.hsakd(
+            labels_weight=2.0,
+            soft_labels_weight=3.0,
+            auxiliary_weight=4.0,
+            temperature=5.0,
+            diagnostics=False,
+            crop="each",
+            flip=False,
+            **PADDED,
+        ),
+        [
+            HardLabels(2.0),
+            SoftLabels(5.0, weight=3.0, views="all"),
+            AuxiliaryTransfer(5.0, weight=4.0, diagnostics=False),
+        ],
+        Rotations(crop="each", flip=False, **PADDED),
+    ),
+    "hsakd_online": (
+        presets.hsakd_online(),
+        [
+            Mutual(HardLabels(1.0)),
+            Mutual(AuxiliaryLabels(1.0)),
+            Mutual(SoftLabels(3.0, weight=1.0, views="all")),
+            Mutual(AuxiliaryTransfer(3.0, weight=1.0, diagnostics=False)),
+        ],
+        Rotations(crop="shared", flip=True, padding=4, pad_value=0),
+    ),
+    "hsakd_online, changed": (
+        presets.hsakd_online(
+            labels_weight=2.0,
+            auxiliary_labels_weight=3.0,
+            soft_labels_weight=4.0,
+            auxiliary_weight=5.0,
+            temperature=6.0,
+            diagnostics=False,
+            crop=None,
+            flip=False,
+            **PADDED,
+        ),
+        [
+            Mutual(HardLabels(2.0)),
+            Mutual(AuxiliaryLabels(3.0, diagnostics=False)),
+            Mutual(SoftLabels(6.0, weight=4.0, views="all")),
+            Mutual(AuxiliaryTransfer(6.0, weight=5.0, diagnostics=False)),
+        ],
+        Rotations(crop=None, flip=False, **PADDED),
+    ),
+    "combined_teacher": (
+        presets.combined_teacher(),
+        [HardLabels(1.0), AuxiliaryLabels(1.0), ContrastivePretext(1.0, weight=1.0)],
+        Rotations(crop="each", flip=True, padding=4, pad_value=0),
+    ),
+    "combined_teacher, changed": (
+        presets.combined_teacher(
+            labels_weight=2.0,
+            auxiliary_weight=3.0,
+            pretext_weight=4.0,
+            pretext_temperature=0.5,
+            diagnostics=False,
+            crop="shared",
+            flip=False,
+            **PADDED,
+        ),
+        [
+            HardLabels(2.0),
+            AuxiliaryLabels(3.0, diagnostics=False),
+            ContrastivePretext(0.5, weight=4.0),
+        ],
+        Rotations(crop="shared", flip=False, **PADDED),
+    ),
+    "combined": (
+        presets.combined(),
+        [
+            HardLabels(1.0),
+            SoftLabels(3.0, weight=1.0, views="all"),
+            AuxiliaryTransfer(3.0, weight=1.0),
+            SimilarityTransfer(0.5, keep_wrong=0.75, weight=10.0),
+        ],
+        Rotations(crop="each", flip=True, padding=4, pad_value=0),
+    ),
+    "combined, changed": (
+        presets.combined(
+            labels_weight=2.0,
+            soft_labels_weight=3.0,
+            auxiliary_weight=4.0,
+            similarity_weight=5.0,
+            temperature=6.0,
+            similarity_temperature=0.7,
+            keep_wrong_similarity=0.8,
+            diagnostics=False,
+            crop="shared",
+            flip=False,
+            **PADDED,
+        ),
+        [
+            HardLabels(2.0),
+            SoftLabels(6.0, weight=3.0, views="all"),
+            AuxiliaryTransfer(6.0, weight=4.0, diagnostics=False),
+            SimilarityTransfer(0.7, keep_wrong=0.8, weight=5.0),
+        ],
+        Rotations(crop="shared", flip=False, **PADDED),
+    ),
 }
 
 
@@ -99,7 +231,7 @@ def test_a_preset_is_its_objectives_spelled_out(name):
     assert described(preset["views"]) == described(views)
 
 
-@pytest.mark.parametrize("preset", [presets.labels_only, presets.kd, presets.sskd])
+@pytest.mark.parametrize("preset", [presets.labels_only, presets.kd, presets.sskd, presets.hsakd])
 def test_presets_share_nothing_and_take_keywords_only(preset):
     assert preset()["objectives"][0] is not preset()["objectives"][0]
     kinds = {parameter.kind for parameter in inspect.signature(preset).parameters.values()}

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from keras_ssd import losses
 from keras_ssd.batch import Batch
+from keras_ssd.losses.joint_labels import Rule
 from keras_ssd.objectives.objective import Objective, check_temperature, weighted_sum
 
-_RULES = {
+_RULES: dict[str, Rule] = {
     "class_accuracy": "sum_logits",
     "class_accuracy_marginal": "marginal",
     "class_accuracy_known_rotation": "known_rotation",

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssd.batch import Batch
+from keras_ssd.collectives import all_sum
 from keras_ssd.objectives.objective import Objective
 
 PEER = "peer_"  # what the names of the second network's outputs begin with
@@ -47,7 +48,7 @@ class Mutual(Objective):
 
     def check_outputs(
         self,
-        teacher: Mapping[str, Any] | None,
+        teacher: Mapping[str, Any] | None,  # noqa: ARG002 (each is the other's)
         student: Mapping[str, Any] | None,
         num_views: int,
     ) -> None:
@@ -61,8 +62,10 @@ class Mutual(Objective):
         """The sum over this replica's rows and both networks, and the weight of the rows."""
         own, peer = _apart(batch.student)
         total, count = self.objective(_taught(batch, student=own, teacher=peer))
-        peers_total, _ = self.objective(_taught(batch, student=peer, teacher=own))
-        return total + peers_total, count
+        peers_total, peers_count = self.objective(_taught(batch, student=peer, teacher=own))
+        # A selective objective may keep more rows in one direction: two means are added, not sums.
+        counts = all_sum((count, peers_count))
+        return total + peers_total * tf.math.divide_no_nan(*counts), count
 
     def diagnostic_names(self, student: Mapping[str, Any]) -> Sequence[str]:
         """Those of the objective, for both networks."""

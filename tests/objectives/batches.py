@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from keras_ssd.batch import Batch
 from keras_ssd.objectives import (
+    AuxiliaryLabels,
+    AuxiliaryTransfer,
     ContrastivePretext,
     HardLabels,
     SelectiveSoftLabels,
@@ -24,6 +26,8 @@ OBJECTIVES = {  # one of each, away from the defaults
     "selective": SelectiveSoftLabels(3.0, keep_wrong=0.5, weight=2.0),
     "similarity": SimilarityTransfer(0.7, keep_wrong=0.5),
     "pretext": ContrastivePretext(0.8, weight=1.5),
+    "auxiliary labels": AuxiliaryLabels(0.4, diagnostics=False),
+    "auxiliary transfer": AuxiliaryTransfer(2.0, weight=0.7),
 }
 
 
@@ -37,9 +41,15 @@ def random_batch(
     logits[0, np.arange(images * NUM_VIEWS), np.repeat(np.arange(images), NUM_VIEWS) % classes] += 1
     projections = generator.normal(size=(2, images * NUM_VIEWS, width))
     projections += np.repeat(generator.normal(size=(images, width)), NUM_VIEWS, axis=0)
+    heads = generator.normal(0, 2, (2, 2, images * NUM_VIEWS, classes * NUM_VIEWS))
     teacher, student = (
-        {"logits": tf.constant(rows, dtype), "projection": tf.constant(vectors, dtype)}
-        for rows, vectors in zip(logits, projections, strict=True)
+        {
+            "logits": tf.constant(rows, dtype),
+            "projection": tf.constant(vectors, dtype),
+            "auxiliary_1": tf.constant(first, dtype),
+            "auxiliary_2": tf.constant(second, dtype),
+        }
+        for rows, vectors, (first, second) in zip(logits, projections, heads, strict=True)
     )
     weights = None if sample_weight is None else tf.constant(sample_weight, tf.float32)
     labels = tf.constant(drawn if labels is None else labels)

@@ -49,7 +49,7 @@ class Setting:
         return getattr(ssd.presets, self.preset)()
 
     def build(self, name: str, dtype: str) -> keras.Model:
-        """A network, with a projection head where the preset reads one."""
+        """A network with the heads that the preset reads."""
         network = ssd.models.build(
             name,
             num_classes=self.num_classes,
@@ -59,7 +59,9 @@ class Setting:
             dtype=dtype,
         )
         network = network if self.fused else with_keras_batch_norm(network)
-        if self.preset in ("sskd", "sskd_pretext"):
+        if self.preset in ("hsakd", "combined"):
+            network = ssd.with_auxiliary_classifiers(network)
+        if self.preset in ("sskd", "sskd_pretext", "combined"):
             backbone = "frozen" if self.preset == "sskd_pretext" else "trainable"
             network = ssd.with_projection(network, backbone=backbone)
         return network

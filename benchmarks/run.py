@@ -24,6 +24,7 @@ from absl import app, flags
 
 SECTIONS = {
     "overhead": "A step over its bare parts (the frozen teacher's forward, the student's update)",
+    "auxiliary": "A step with auxiliary classifiers over its bare parts; the largest network",
     "teacher": "A frozen teacher's forward over the plain network's (float32, Keras' batch norm)",
     "whole_step": "The SSKD step",
     "peers": "The SSKD step over its peers'",

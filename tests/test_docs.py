@@ -26,7 +26,7 @@ WIDTH = 80  # columns of code that a page of the site shows without scrolling
 
 SMALLER = {
     r'load\("(cifar100|digits)", batch_size=64\)': 'load("digits", batch_size=64).few_shot(0.4)',
-    r'"resnet(20|56|8x4)"': '"resnet8"',
+    r'"(resnet(20|56|8x4)|wrn_40_2)"': '"resnet8"',
     r"initial_epoch=\d+, epochs=\d+": "initial_epoch=1, epochs=1 + 1",
     r"\bepochs=\d+(?! \+)": "epochs=1",
     r"tf\.distribute\.MirroredStrategy\(\)": "two_replicas",  # a process can have only one
@@ -172,7 +172,10 @@ def check_python(words):
     if words[0] == "-m":
         assert importlib.util.find_spec(words[1]), f"no module {words[1]!r}"
         return
-    source = (ROOT / words[0]).read_text()
+    script = ROOT / words[0]
+    source = script.read_text()
+    if "from experiment import" in source:  # which defines the flags of several scripts
+        source += script.with_name("experiment.py").read_text()
     for word in words[1:]:
         if word.startswith("--"):
             flag = word[2:].partition("=")[0]
@@ -189,7 +192,15 @@ def check_extras(words):
 
 @pytest.mark.parametrize(
     ("page", "preset"),
-    [("docs/methods/kd.md", "kd"), ("docs/methods/sskd.md", "sskd")],
+    [
+        ("docs/methods/kd.md", "kd"),
+        ("docs/methods/sskd.md", "sskd"),
+        ("docs/methods/hsakd.md", "hsakd_teacher"),
+        ("docs/methods/hsakd.md", "hsakd"),
+        ("docs/methods/hsakd.md", "hsakd_online"),
+        ("docs/methods/combined.md", "combined_teacher"),
+        ("docs/methods/combined.md", "combined"),
+    ],
 )
 def test_tables_of_arguments_are_those_of_the_preset(page, preset):
     section = PAGES[page].partition(f"argument of `presets.{preset}`")[2].partition("\n\n")[0]

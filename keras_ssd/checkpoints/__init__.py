@@ -1,5 +1,5 @@
 """Weights of the papers' PyTorch code, in and out."""
 
-from keras_ssd.checkpoints.torch_weights import load_torch_weights, torch_weights
+from keras_ssd.checkpoints.torch_weights import load_torch_weights, to_torch_state_dict
 
-__all__ = ["load_torch_weights", "torch_weights"]
+__all__ = ["load_torch_weights", "to_torch_state_dict"]

@@ -52,7 +52,7 @@ def _read_file(path: pathlib.Path) -> Any:
             f"Reading {path} needs a package that is not installed ({error}): "
             "pip install 'keras-ssd[checkpoints]'."
         ) from error
-    except OSError:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(

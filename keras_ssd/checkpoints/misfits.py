@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import keras
 
-from keras_ssd import models
-from keras_ssd.checkpoints.places import places
+from keras_ssd.checkpoints.recognition import recognized
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -72,26 +71,57 @@ def _problems(wanted: Shapes, given: Shapes) -> dict[str, list[str]]:
 
 
 def _other_widths(wanted: Shapes, given: Shapes) -> str | None:
-    """A reason where all differences are numbers of classes or of views; None otherwise."""
-    misshapen = _problems(wanted, given)
-    if misshapen["missing"] or misshapen["unexpected"]:
-        return None
-    names = misshapen["of another shape"]
+    """A reason if all that differs is a number of classes or of views; None otherwise."""
+    names = {name for name, shape in wanted.items() if given.get(name) != shape}
     kernels = [name for name in names if len(wanted[name]) == 2]
-    biases = {name.removesuffix("weight") + "bias" for name in kernels}
-    others = set(names) - biases - set(kernels)
-    if not names or others or any(wanted[name][1:] != given[name][1:] for name in kernels):
+    layers = {name.rpartition(".")[0] for name in kernels}
+    is_all = wanted.keys() == given.keys() and layers == {n.rpartition(".")[0] for n in names}
+    if not names or not is_all or any(wanted[name][1:] != given[name][1:] for name in kernels):
         return None
-    for name in kernels:
-        if not name.startswith(AUXILIARY):
-            there, here = given[name][0], wanted[name][0]
-            return (
-                f"the checkpoint has {there} classes, the network {here}: build the network with "
-                f"`num_classes={there}`"
-            )
-    classes = wanted[_classifier(wanted)][0] if _classifier(wanted) else 0
-    there, here = given[kernels[0]][0], wanted[kernels[0]][0]
+    # The classifier comes before the auxiliary ones, which have more logits for more classes.
+    name = min(kernels, key=lambda kernel: kernel.startswith(AUXILIARY))
+    there, here = given[name][0], wanted[name][0]
+    if name.startswith(AUXILIARY):
+        return (
+            f"an auxiliary classifier gives {there} logits in the checkpoint, {here} in the "
+            "network: attach them with the `num_views=` of the checkpoint"
+        )
     return (
-        f"the auxiliary classifiers of the checkpoint give {there} logits, those of the network "
-        f"{here}, for {classes} classes: attach them with the `num_views` of the checkpoint"
+        f"the checkpoint has {there} classes, the network {here}: build the network with "
+        f"`num_classes={there}`"
     )
+
+
+def _other_network(model: keras.Model, wanted: Shapes, given: Shapes) -> str | None:
+    """The network of the papers that the arrays are of, where much differs."""
+    inputs = getattr(model, "inputs", None)  # a subclassed model has none
+    is_other = sum(map(len, _problems(wanted, given).values())) > MOST_NAMES
+    if not is_other or not inputs or _backbone(given) == _backbone(wanted):
+        return None
+    name, classes = recognized(_backbone(given), channels=inputs[0].shape[-1])
+    if name is None:
+        return None
+    return (
+        f"the checkpoint is one of {name!r} with {classes} classes: build that with "
+        f"`models.build({name!r}, num_classes={classes}, ...)`"
+    )
+
+
+def _backbone(shapes: Shapes) -> Shapes:
+    return _without(_without(shapes, PROJECTION), AUXILIARY)
+
+
+def _listed_problems(wanted: Shapes, given: Shapes) -> str:
+    """What is missing, unexpected or of another shape; empty if all fits."""
+    problems = _problems(wanted, given)
+    problems["of another shape"] = [
+        f"{name} {given[name]} for {wanted[name]}"
+        + (", transposed" if sorted(given[name]) == sorted(wanted[name]) else "")
+        for name in problems["of another shape"]
+    ]
+    return "; ".join(f"{problem}: {_listed(names)}" for problem, names in problems.items() if names)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

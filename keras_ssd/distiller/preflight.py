@@ -174,7 +174,8 @@ def _check_names(
         raise ValueError(
             f"`{objective.name}` reads the {owner}'s output {missing[0]!r}, which the {owner} "
             f"lacks (it has {sorted(outputs or ())}): attach the head (`with_projection`, "
-            "`with_auxiliary_classifiers`), or name a layer with `named_outputs`."
+            "`with_auxiliary_classifiers`) or the peer (`with_peer`), or name a layer with "
+            "`named_outputs`."
         )
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.freezing.calls import OUTSIDE, Call, Calls
-from keras_ssd.layers import BatchNormalization
+from keras_ssd.layers import BatchNormalization, GroupedConv2D
 
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, GroupedConv2D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 _TRANSPOSED = (

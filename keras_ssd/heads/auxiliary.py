@@ -18,6 +18,8 @@ from keras_ssd.models import network_of
 from keras_ssd.models.blocks import Blocks
 from keras_ssd.models.network import Network
 
+_ADVICE = "return a dict such as {'logits': ..., 'auxiliary_1': ...} from its `call` instead"
+
 
 def with_auxiliary_classifiers(
     model: keras.Model,
@@ -63,7 +65,7 @@ def with_auxiliary_classifiers(
     """
     if backbone not in ("trainable", "frozen"):
         raise ValueError(f"`backbone` must be 'trainable' or 'frozen', got {backbone!r}.")
-    network = as_functional(model)
+    network = as_functional(model, _ADVICE)
     names = outputs_of(network)
     if "auxiliary_1" in names:
         raise ValueError(

@@ -7,6 +7,8 @@ import keras
 from keras_ssd.layers.functional import as_functional, network_like, outputs_of
 from keras_ssd.objectives.mutual import PEER
 
+_ADVICE = "build both as functional models"
+
 
 def with_peer(model: keras.Model, peer: keras.Model) -> keras.Model:
     """`model` and `peer` side by side: the outputs of both, those of `peer` as `peer_logits`, ...
@@ -23,10 +25,14 @@ def with_peer(model: keras.Model, peer: keras.Model) -> keras.Model:
 
     Raises:
         TypeError: If one is no Keras model.
-        ValueError: If one is subclassed or not built, both are the same model, or they take images
-            of different shapes.
+        ValueError: If one is subclassed, not built or has a peer already, they share weights, take
+            images of different shapes or know different numbers of classes.
     """
-    own, other = as_functional(model), as_functional(peer)
+    own, other = as_functional(model, _ADVICE), as_functional(peer, _ADVICE)
+    outputs, others = outputs_of(own), outputs_of(other)
+    for network, names in ((model, outputs), (peer, others)):
+        if PEER + "logits" in names:
+            raise ValueError(f"Model {network.name!r} has a peer already: `strip_heads` first.")
     shared = {id(weight) for weight in own.weights} & {id(weight) for weight in other.weights}
     if shared:
         raise ValueError(
@@ -37,7 +43,12 @@ def with_peer(model: keras.Model, peer: keras.Model) -> keras.Model:
             f"The peers take images of different shapes, {own.input.shape} and "
             f"{other.input.shape}: build both for the same images."
         )
-    renamed = keras.Model(other.input, outputs_of(other), name="peer")
+    classes = outputs["logits"].shape[-1], others["logits"].shape[-1]
+    if classes[0] != classes[1]:
+        raise ValueError(
+            f"The peers know {classes[0]} and {classes[1]} classes: build both for the same ones."
+        )
+    renamed = keras.Model(other.input, others, name="peer")
     renamed.dtype_policy = other.dtype_policy
     peers = {PEER + name: output for name, output in renamed(own.input).items()}
-    return network_like(model, own.input, {**outputs_of(own), **peers})
+    return network_like(model, own.input, {**outputs, **peers})

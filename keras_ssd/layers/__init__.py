@@ -3,5 +3,12 @@
 from keras_ssd.layers.batch_normalization import BatchNormalization
 from keras_ssd.layers.channels import ChannelShuffle, ChannelSplit
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
+from keras_ssd.layers.grouped_convolution import GroupedConv2D
 
-__all__ = ["BatchNormalization", "ChannelShuffle", "ChannelSplit", "FrozenBackbone"]
+__all__ = [
+    "BatchNormalization",
+    "ChannelShuffle",
+    "ChannelSplit",
+    "FrozenBackbone",
+    "GroupedConv2D",
+]

@@ -93,3 +93,7 @@ class ChannelSplit(keras.layers.Layer):
         *places, channels = input_shape
         half = (*places, channels and channels // 2)
         return half, half
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of every layer, a policy object included, which Keras' default refuses."""
+        return super().get_config()

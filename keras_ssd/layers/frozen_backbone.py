@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,11 +46,19 @@ class FrozenCopy:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs in inference mode: no dropout, stored batch-norm statistics."""
         scope = keras.StatelessScope(initialize_variables=False)
-        for original, copy in zip(self.originals, self.variables, strict=True):
+        for original, held in zip(self.originals, self.variables, strict=True):
             # Not `state_mapping=`: that rounds to the precision of an autocast scope around us.
-            scope.add_update((original, tf.convert_to_tensor(copy.value)))
+            scope.add_update((original, tf.convert_to_tensor(held.value)))
         with scope:
             return self.model(*args, **{"training": False, **kwargs})
+
+    def with_outputs_of(self, model: keras.Model) -> FrozenCopy:
+        """Another model on the layers of this one's, called on the same copies."""
+        values = dict(zip(map(id, self.originals), self.variables, strict=True))
+        twin = copy.copy(self)
+        twin.model, twin.originals = model, list(model.weights)
+        twin.variables = [values[id(weight)] for weight in twin.originals]
+        return twin
 
 
 def _copy(variable: keras.Variable) -> keras.Variable:
@@ -72,16 +81,17 @@ class FrozenBackbone(keras.layers.Layer):
     is never halved by a mixed-precision policy before the model's own normalisation.
 
     Args:
-        model: A built Keras model that can be serialised. Its outputs are the outputs of the layer.
+        model: A built Keras model that can be serialised, or a `FrozenCopy` of one. Its outputs are
+            the outputs of the layer.
         **kwargs: What every Keras layer takes (`name`, `dtype`).
 
     Raises:
         ValueError: If the model is not built.
     """
 
-    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
+    def __init__(self, model: keras.Model | FrozenCopy, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
-        self.frozen = FrozenCopy(model)
+        self.frozen = model if isinstance(model, FrozenCopy) else FrozenCopy(model)
         self.copies = self.frozen.variables  # as an attribute of the layer they are its weights
         self.built = True
 
@@ -90,16 +100,13 @@ class FrozenBackbone(keras.layers.Layer):
         return self.frozen(images)
 
     def with_outputs_of(self, model: keras.Model) -> FrozenBackbone:
-        """A layer of the same name and frozen values that gives the outputs of another model.
+        """A layer of the same name, on the same copies, that gives the outputs of another model.
 
         Args:
             model: A model on the layers of this one's model, with other outputs.
         """
-        twin = FrozenBackbone(model, name=self.name, dtype=self.dtype_policy)
-        values = dict(zip(map(id, self.frozen.originals), self.copies, strict=True))
-        for original, copy in zip(twin.frozen.originals, twin.copies, strict=True):
-            copy.assign(values[id(original)])
-        return twin
+        frozen = self.frozen.with_outputs_of(model)
+        return FrozenBackbone(frozen, name=self.name, dtype=self.dtype_policy)
 
     def get_config(self) -> dict[str, Any]:
         """The serialised model beside what every layer stores."""

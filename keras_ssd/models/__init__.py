@@ -25,7 +25,7 @@ from keras_ssd.models.blocks import Blocks
 from keras_ssd.models.fused import fuse_batch_norm
 from keras_ssd.models.network import Network
 
-__all__ = ["build", "fuse_batch_norm", "names", "network_of"]
+__all__ = ["build", "fuse_batch_norm", "names"]
 
 _NETWORKS: dict[str, Network] = {
     **resnet.NETWORKS,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_ssd.layers import BatchNormalization, ChannelShuffle, ChannelSplit
+from keras_ssd.layers import BatchNormalization, ChannelShuffle, ChannelSplit, GroupedConv2D
 from keras_ssd.models.initializers import Initialization
 
 
@@ -62,7 +62,8 @@ class Blocks:
         """A convolution; (kernel_size - 1) / 2 zeros on all four sides, as in PyTorch."""
         x, padding = self._padded(x, kernel_size, stride, name)
         channels = x.shape[-1]
-        return keras.layers.Conv2D(
+        layer = keras.layers.Conv2D if groups == 1 else GroupedConv2D
+        return layer(
             filters,
             kernel_size,
             strides=stride,

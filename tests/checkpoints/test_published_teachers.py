@@ -24,7 +24,9 @@ def published(name, real_data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "top_1"), [("resnet20", 69.62), ("resnet56", 73.42)])
+@pytest.mark.parametrize(
+    ("name", "top_1"), [("resnet20", 69.62), ("resnet56", 73.42), ("wrn_16_2", 73.62)]
+)
 def test_top_1(real_data, test_split, name, top_1):
     images, labels = test_split
     assert len(images) == 10_000

@@ -63,6 +63,7 @@ BEHIND = {
         layers.Conv2D(5, 3), layers.Activation("linear"), layers.Identity(), norm()
     ),
     "ours": lambda: chain(layers.Conv2D(5, 3), ssd.layers.BatchNormalization()),
+    "ours, grouped": lambda: chain(ssd.layers.GroupedConv2D(6, 3, groups=2), norm()),
     "ours, synchronized": lambda: chain(
         layers.Conv2D(5, 3), ssd.layers.BatchNormalization(synchronized=True)
     ),
@@ -98,6 +99,7 @@ BEFORE = {
     ),
     "one pixel": lambda: chain(norm(), layers.Conv2D(5, 1, padding="same", strides=2)),
     "grouped": lambda: chain(norm(), layers.Conv2D(6, 3, groups=2)),
+    "ours, grouped": lambda: chain(norm(), ssd.layers.GroupedConv2D(6, 3, groups=2)),
     "depthwise": lambda: chain(norm(), layers.DepthwiseConv2D(3, depth_multiplier=3)),
     "separable": lambda: chain(norm(), layers.SeparableConv2D(5, 3, depth_multiplier=2)),
     "channels first": lambda: chain(

@@ -8,9 +8,17 @@ import keras_ssd as ssd
 from freezing.networks import answer, difference, drawn, frozen_answer
 
 INFO = {"num_classes": 10, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)}
-DEEP = ("resnet32", "resnet44", "resnet56", "resnet110", "resnet32x4")
+FAST = (
+    "resnet8",
+    "resnet8x4",
+    "wrn_16_1",
+    "vgg8",
+    "mobilenet_v2",
+    "shufflenet_v1",
+    "shufflenet_v2",
+)
 ZOO = [
-    pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else [])
+    pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
     for name in ssd.models.names()
 ]
 APPLICATIONS = ["ResNet50", "MobileNetV2", "EfficientNetB0", "ConvNeXtTiny"]
@@ -48,7 +56,9 @@ def check(model, rows):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_networks_of_the_papers(name):
-    check(with_kernels(ssd.models.build(name, input_shape=(16, 16, 3), **INFO)), images(16))
+    size = 32 if name.endswith("imagenet") else 16
+    model = ssd.models.build(name, input_shape=(size, size, 3), **INFO)
+    check(with_kernels(model), images(size))
 
 
 @pytest.mark.slow

@@ -5,8 +5,20 @@ import tensorflow as tf
 from keras import layers
 
 import keras_ssd as ssd
-from freezing.networks import IMAGES, answer, chain, difference, frozen_answer, operations, pool
+from freezing.networks import (
+    IMAGES,
+    answer,
+    chain,
+    difference,
+    drawn,
+    frozen_answer,
+    operations,
+    pool,
+)
 from keras_ssd.freezing import precision
+from keras_ssd.models.blocks import Blocks
+from keras_ssd.models.shufflenet_v1 import ShuffleNetV1
+from keras_ssd.models.shufflenet_v2 import ShuffleNetV2
 
 ROUNDING = {"bfloat16": 2**-8, "float16": 2**-11}
 
@@ -89,6 +101,18 @@ def test_kernels_are_stored_halved():
     frozen = ssd.freeze(chain(layers.Conv2D(8, 3), layers.BatchNormalization()), dtype="bfloat16")
     assert {variable.dtype for variable in frozen.variables} == {"bfloat16", "float32"}
     assert next(v for v in frozen.variables if len(v.shape) == 4).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("family", [ShuffleNetV1, ShuffleNetV2])
+def test_layers_of_the_papers_are_halved(family, caplog):
+    network = family(blocks=(1, 2, 1), widths=(48, 72, 96))
+    blocks = Blocks(keras.DTypePolicy("float32"), network.initialization)
+    images = blocks.images((8, 8, 4))
+    model = drawn(keras.Model(images, network(blocks, images, 3)))
+    types = as_run(model, "bfloat16")
+    assert caplog.text == ""
+    for kind in ("Conv2D", "DepthwiseConv2dNative", "ConcatV2", "Reshape"):
+        assert types[kind] == {"bfloat16"}, kind
 
 
 def test_channels_first():

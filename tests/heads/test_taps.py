@@ -273,3 +273,112 @@ def test_graph_mode_and_gradients():
         return tape.gradient(loss, model.get_layer("backbone").get_layer("conv").kernel.value)
 
     assert np.any(gradients(IMAGES).numpy())
+
+
+# --- Taps inside a frozen backbone ------------------------------------------------------------
+
+
+def frozen(model):
+    """`logits` and `projection`, of a frozen copy of `model`."""
+    return with_projection(model, backbone="frozen")
+
+
+def convolutions_to_logits():
+    inner = convolutions("convolutions")
+    shift = tf.random.stateless_normal([2, 4], [0, 0])
+    norm = inner.get_layer("norm")
+    norm.moving_mean.assign(shift[0])
+    norm.beta.assign(shift[1])
+    images = keras.Input((8, 8, 3))
+    return keras.Model(images, layers.Dense(5, name="logits")(inner(images)), name="net")
+
+
+FROZEN = {  # name: (what makes the network out of a model, where its layers are)
+    "frozen": (frozen, "backbone/convolutions/"),
+    "inside a model": (
+        lambda model: keras.Sequential([keras.Input((8, 8, 3)), strip_heads(frozen(model))]),
+        "net/backbone/convolutions/",
+    ),
+    "frozen twice": (
+        lambda model: frozen(strip_heads(frozen(model))),
+        "backbone/backbone/convolutions/",
+    ),
+}
+
+
+@pytest.fixture(params=FROZEN)
+def frozen_case(request):
+    """The model, the frozen network and what the model gives at `norm`; then the model changes."""
+    make, prefix = FROZEN[request.param]
+    model = convolutions_to_logits()
+    network = make(model)
+    stage = named_outputs(model, {"stage": "convolutions/norm"})(IMAGES)["stage"].numpy()
+    for weight in model.weights:
+        weight.assign(weight * 2 + 1)
+    return model, network, prefix, stage
+
+
+def outputs_of_dict(network):
+    outputs = network(IMAGES, training=True)
+    return outputs if isinstance(outputs, dict) else {"logits": outputs}
+
+
+def test_taps_inside_a_frozen_backbone(frozen_case):
+    model, network, prefix, stage = frozen_case
+    kept = [v.numpy() for v in model.weights]
+    tapped = named_outputs(network, {"stage": f"{prefix}norm", "vector": f"{prefix}pool"})
+    outputs = tapped(IMAGES, training=True)
+    np.testing.assert_array_equal(outputs["stage"], stage)
+    np.testing.assert_allclose(outputs["vector"], np.maximum(stage, 0).mean((1, 2)), rtol=1e-5)
+    for name, value in outputs_of_dict(network).items():
+        np.testing.assert_array_equal(outputs[name], value)
+    for weight, value in zip(model.weights, kept, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_a_tapped_frozen_backbone_holds_the_same_copies(frozen_case):
+    model, network, prefix, stage = frozen_case
+    tapped = named_outputs(network, {"stage": f"{prefix}norm"})
+    assert {id(v) for v in tapped.weights} == {id(v) for v in network.weights}
+    assert not {id(v) for v in tapped.weights} & {id(v) for v in model.weights}
+    assert len(tapped.trainable_weights) == len(network.trainable_weights)
+    for value in network.weights:
+        value.assign(value * 2)
+    outputs = tapped(IMAGES)
+    assert np.any(outputs["stage"] != stage)
+    for name, value in outputs_of_dict(network).items():
+        np.testing.assert_array_equal(outputs[name], value)
+
+
+def test_taps_inside_a_frozen_backbone_survive_saving(frozen_case, tmp_path):
+    _, network, prefix, _ = frozen_case
+    tapped = named_outputs(network, {"stage": f"{prefix}norm"})
+    expected = tapped(IMAGES)
+    tapped.save(tmp_path / "net.keras")
+    tapped.save_weights(tmp_path / "net.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "net.keras")
+    again = type(loaded).from_config(loaded.get_config())
+    again.load_weights(tmp_path / "net.weights.h5")
+    for read in (loaded, again):
+        assert len(read.trainable_weights) == len(tapped.trainable_weights)
+        for name, value in read(IMAGES).items():
+            np.testing.assert_array_equal(value, expected[name])
+
+
+def test_unknown_layer_of_a_frozen_backbone():
+    with pytest.raises(ValueError, match=r"Close names: backbone/convolutions/norm"):
+        named_outputs(frozen(convolutions_to_logits()), {"stage": "norm"})
+
+
+def test_a_tapped_frozen_backbone_in_a_graph_and_in_half_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = convolutions_to_logits()
+    keras.config.set_dtype_policy("float32")
+    stage = named_outputs(model, {"stage": "convolutions/norm"})(IMAGES)["stage"]
+    tapped = named_outputs(frozen(model), {"stage": "backbone/convolutions/norm"})
+    assert tapped.dtype_policy.name == "mixed_bfloat16"
+    assert tapped(IMAGES)["stage"].dtype == tf.bfloat16
+    compiled = tf.function(tapped)(IMAGES)["stage"]
+    np.testing.assert_allclose(
+        tf.cast(compiled, tf.float32), tf.cast(stage, tf.float32), rtol=0.02, atol=0.02
+    )

@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_ssd.layers import FrozenBackbone
+from keras_ssd.layers.frozen_backbone import FrozenCopy
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype("uint8")
 
@@ -209,3 +210,52 @@ def test_regularisers_of_a_frozen_model_are_no_loss():
 def test_unbuilt_model():
     with pytest.raises(ValueError, match="has no weights yet: call it once"):
         FrozenBackbone(Subclassed())
+
+
+# --- Other outputs of the same frozen model ---------------------------------------------------
+
+
+def only_embedding(model):
+    """A model on some of the layers of `model`."""
+    return keras.Model(model.input, {"half": model.output["embedding"] * 0.5})
+
+
+def test_other_outputs_come_from_the_same_copies():
+    model = trained(branches())
+    layer = FrozenBackbone(model, name="frozen", dtype="mixed_bfloat16")
+    expected = model(IMAGES)["embedding"] * 0.5
+    trained(model)
+    twin = layer.with_outputs_of(only_embedding(model))
+    assert twin.name == "frozen"
+    assert twin.dtype_policy.name == "mixed_bfloat16"
+    assert_equal(twin(IMAGES, training=True), {"half": expected})
+    assert len(twin.variables) == len(layer.variables) - 2  # without the last Dense layer
+    assert {id(v) for v in twin.variables} < {id(v) for v in layer.variables}
+    assert not twin.trainable_variables
+    for variable in layer.variables:
+        variable.assign(variable * 2)
+    assert np.all(twin(IMAGES)["half"].numpy() != expected.numpy())
+    assert_equal(layer(IMAGES), layer.with_outputs_of(model)(IMAGES))
+
+
+def test_other_outputs_of_a_frozen_layer_inside():
+    """The outer layer's copies count, not those of the inner one that they were made of."""
+    model = trained(branches())
+    inner = FrozenBackbone(model)
+    images = keras.Input((8, 8, 3))
+    around = keras.Model(images, inner(images))
+    outer = FrozenBackbone(around)
+    expected = model(IMAGES)["embedding"] * 0.5
+    for variable in inner.variables:
+        variable.assign(variable * 2)
+    inner_twin = inner.with_outputs_of(only_embedding(model))
+    twin = outer.with_outputs_of(keras.Model(images, inner_twin(images)))
+    assert_equal(twin(IMAGES), {"half": expected})
+
+
+def test_a_frozen_copy_may_be_handed_in():
+    model = trained(branches())
+    frozen = FrozenCopy(model)
+    layer = FrozenBackbone(frozen)
+    assert_equal(layer(IMAGES), model(IMAGES))
+    assert [id(v) for v in layer.variables] == [id(v) for v in frozen.variables]

@@ -5,14 +5,19 @@ import types
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_ssd import models
 from keras_ssd.layers import BatchNormalization
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-PLAIN, WIDE, HALF = (16, 16, 32, 64), (32, 64, 128, 256), (8, 8, 16, 32)
+PLAIN = ((32, 16), (32, 16), (16, 32), (8, 64))
+HALF = ((32, 8), (32, 8), (16, 16), (8, 32))
+WIDE = ((32, 32), (32, 64), (16, 128), (8, 256))
+WIDER = ((32, 16), (32, 32), (16, 64), (8, 128))
+GROUPS = ((32, 64), (16, 128), (8, 256), (4, 512), (4, 512))
 
-TABLE = {  # for 100 classes and 32x32 images: parameters, statistics, MACs, widths of the stages
+CIFAR = {  # 100 classes, 32x32: parameters, statistics, MACs, sizes and widths of the stages
     "resnet8": (83_892, 672, 12_507_392, PLAIN),
     "resnet14": (181_108, 1_120, 26_663_168, PLAIN),
     "resnet20": (278_324, 1_568, 40_818_944, PLAIN),
@@ -24,8 +29,39 @@ TABLE = {  # for 100 classes and 32x32 images: parameters, statistics, MACs, wid
     "resnet32x4": (7_433_860, 9_920, 1_083_040_768, WIDE),
     "resnet14x05": (47_340, 560, 6_777_984, HALF),
     "resnet20x05": (71_756, 784, 10_316_928, HALF),
-    "resnet20x0375": (41_194, 588, 5_845_344, (6, 6, 12, 24)),
+    "resnet20x0375": (41_194, 588, 5_845_344, ((32, 6), (32, 6), (16, 12), (8, 24))),
+    "wrn_16_1": (180_916, 928, 26_663_168, PLAIN),
+    "wrn_16_2": (703_284, 1_824, 101_118_464, WIDER),
+    "wrn_40_1": (569_780, 2_720, 83_286_272, PLAIN),
+    "wrn_40_2": (2_255_156, 5_408, 327_610_880, WIDER),
+    "vgg8": (3_965_028, 2_944, 96_192_512, GROUPS),
+    "vgg11": (9_277_284, 5_504, 209_438_720, GROUPS),
+    "vgg13": (9_462_180, 5_888, 284_936_192, GROUPS),
+    "vgg16": (14_774_436, 8_448, 398_182_400, GROUPS),
+    "vgg19": (20_086_692, 11_008, 511_428_608, GROUPS),
+    "mobilenet_v2": (812_836, 18_368, 6_523_648, ((16, 16), (16, 12), (8, 16), (4, 48), (2, 160))),
+    "shufflenet_v1": (949_258, 23_736, 38_691_456, ((32, 24), (16, 240), (8, 480), (4, 960))),
+    "shufflenet_v2": (1_355_528, 16_180, 44_504_448, ((32, 24), (16, 116), (8, 232), (4, 464))),
+    "resnet50": (
+        23_705_252,
+        53_120,
+        1_298_014_208,
+        ((32, 64), (32, 256), (16, 512), (8, 1024), (4, 2048)),
+    ),
 }
+BASIC = ((56, 64), (56, 64), (28, 128), (14, 256), (7, 512))
+IMAGENET = {  # 1000 classes, 224x224
+    "resnet18_imagenet": (11_689_512, 9_600, 1_814_073_344, BASIC),
+    "resnet34_imagenet": (21_797_672, 17_024, 3_663_761_408, BASIC),
+    "resnet50_imagenet": (
+        25_557_032,
+        53_120,
+        # resnet50's, less stem and classifier, at 56 / 32 of the size; stem 7x7, 1000 classes
+        (1_298_014_208 - 1_769_472 - 204_800) * 49 // 16 + 118_013_952 + 2_048_000,
+        ((56, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)),
+    ),
+}
+EMBEDDINGS = {"mobilenet_v2": 1280, "shufflenet_v2": 1024}  # others: as wide as the last stage
 
 
 def small(name="resnet8", **arguments):
@@ -46,32 +82,56 @@ def macs(model):
     )
 
 
-def test_names():
-    assert models.names() == list(TABLE)
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_sizes_equal_the_published_table(name):
-    parameters, statistics, multiply_adds, widths = TABLE[name]
-    model = models.build(name, num_classes=100, input_shape=(32, 32, 3))
-    assert model.name == name
+def check_sizes(model, row, num_classes):
+    parameters, statistics, multiply_adds, stages = row
     assert size(model.trainable_variables) == parameters
     assert size(model.non_trainable_variables) == statistics
     assert macs(model) == multiply_adds
-    for stage, (width, pixels) in enumerate(zip(widths, (32, 32, 16, 8), strict=True)):
+    for stage, (pixels, width) in enumerate(stages):
         layer = model.get_layer(f"stage_{stage}")
         assert layer.output.shape == (None, pixels, pixels, width)
         assert not layer.weights
-    assert model.get_layer("embedding").output.shape == (None, widths[-1])
+    assert sum(layer.name.startswith("stage_") for layer in model.layers) == len(stages)
+    embedding = EMBEDDINGS.get(model.name, stages[-1][1])
+    assert model.get_layer("embedding").output.shape == (None, embedding)
     assert model.get_layer("logits").output is model.output
-    assert model.output.shape == (None, 100)
+    assert model.output.shape == (None, num_classes)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet8x4"])
+def test_names():
+    assert models.names() == [*CIFAR, *IMAGENET]
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_sizes_equal_the_published_table(name):
+    model = models.build(name, num_classes=100, input_shape=(32, 32, 3))
+    assert model.name == name
+    check_sizes(model, CIFAR[name], 100)
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_sizes_of_imagenet_networks(name):
+    model = models.build(name, num_classes=1000, input_shape=(224, 224, 3))
+    check_sizes(model, IMAGENET[name], 1000)
+
+
+def test_mobilenet_v2_as_hsakd_runs_it():
+    parameters, statistics, *_ = CIFAR["mobilenet_v2"]
+    stages = ((32, 16), (32, 12), (16, 16), (8, 48), (4, 160))
+    arguments = {"num_classes": 100, "input_shape": (32, 32, 3)}
+    model = models.build("mobilenet_v2", stem_stride=1, **arguments)
+    check_sizes(model, (parameters, statistics, 25_710_592, stages), 100)
+    usual = models.build("mobilenet_v2", stem_stride=2, **arguments)
+    check_sizes(usual, CIFAR["mobilenet_v2"], 100)
+    model.set_weights(usual.get_weights())
+    assert models.network_of(model) == models.network_of(usual)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg8", "shufflenet_v2"])
 def test_another_number_of_classes_changes_the_classifier_alone(name):
-    parameters, _, _, widths = TABLE[name]
     model = models.build(name, num_classes=10, input_shape=(32, 32, 3))
-    assert size(model.trainable_variables) == parameters - 90 * (widths[-1] + 1)
+    width = EMBEDDINGS.get(name, CIFAR[name][-1][-1][1])
+    assert size(model.trainable_variables) == CIFAR[name][0] - 90 * (width + 1)
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 1), (17, 30, 3), (None, None, 3)])
@@ -79,6 +139,25 @@ def test_any_input_size(shape):
     model = small(input_shape=shape)
     images = np.zeros((2, shape[0] or 9, shape[1] or 12, shape[2]))
     assert model(images).shape == (2, 10)
+
+
+SMALLEST = {"wrn_16_1": 4, "vgg8": 8, "mobilenet_v2": 8, "shufflenet_v1": 8, "shufflenet_v2": 8}
+DEEP = {"resnet50": 8, "resnet18_imagenet": 32, "resnet50_imagenet": 32}
+
+
+@pytest.mark.parametrize(
+    "name", [*SMALLEST, *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP)]
+)
+def test_smallest_and_unknown_size(name):
+    smallest = {**SMALLEST, **DEEP}[name]
+    model = small(name, input_shape=(smallest, smallest, 3))
+    images = np.random.RandomState(0).standard_normal((2, smallest, smallest, 3))
+    unknown = small(name, input_shape=(None, None, 3))
+    unknown.set_weights(model.get_weights())
+    np.testing.assert_allclose(unknown(images), model(images), rtol=1e-4, atol=1e-5)
+    assert unknown(np.zeros((1, smallest + 9, smallest + 6, 3))).shape == (1, 10)
+    with pytest.raises(ValueError, match=f"{name} needs images of {smallest} x {smallest} pixels"):
+        small(name, input_shape=(smallest, smallest - 1, 3))
 
 
 def test_info_gives_what_is_not_given():
@@ -172,6 +251,43 @@ def test_saved_and_loaded_again(tmp_path):
     np.testing.assert_array_equal(fresh(images), model(images))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", [*SMALLEST, *DEEP])
+def test_every_family_can_be_differentiated_in_a_graph(name, policy):
+    size = 32 if "imagenet" in name else 16
+    model = small(name, input_shape=(None, None, 3), dtype=policy)
+    images = np.random.RandomState(0).standard_normal((8, size, size, 3)).astype("float32")
+
+    @tf.function
+    def gradients(rows):
+        with tf.GradientTape() as tape:
+            logits = model(rows, training=True)
+            losses = keras.losses.sparse_categorical_crossentropy(np.arange(8), logits, True)
+            loss = tf.reduce_mean(losses)
+        return tape.gradient(loss, {v.path: v.value for v in model.trainable_variables})
+
+    for path, gradient in gradients(images).items():
+        assert np.isfinite(gradient).all(), path
+        assert np.any(gradient) or not path.endswith("kernel"), path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vgg8",
+        *(pytest.param(f"shufflenet_v{version}", marks=pytest.mark.slow) for version in (1, 2)),
+    ],
+)
+def test_families_saved_and_loaded_again(name, tmp_path):
+    model = small(name, mean=MEAN, std=STD, dtype="mixed_bfloat16")
+    images = np.random.RandomState(0).randint(0, 256, (2, 8, 8, 3)).astype("uint8")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert [type(layer) for layer in loaded.layers] == [type(layer) for layer in model.layers]
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
 @pytest.mark.parametrize("synchronized", [False, True])
 def test_synchronized_statistics_reach_every_layer(synchronized):
     model = small("resnet8x4", synchronized_batch_norm=synchronized)
@@ -195,6 +311,10 @@ ERRORS = {  # name: (arguments, part of the sentence)
     "only the mean": ({"mean": MEAN}, "both `mean` and `std`"),
     "one value": ({"mean": [0.5], "std": [0.2]}, "each of the 3 channels, got 1 and 1"),
     "levels": ({"mean": (129.3, 124.1, 112.4), "std": STD}, "must lie in 0..1"),
+    "stem of another": ({"stem_stride": 1}, "argument of 'mobilenet_v2' alone.*for 'resnet8'"),
+    "stem by three": ({"name": "mobilenet_v2", "stem_stride": 3}, "must be 1, .* got 3"),
+    "no stem": ({"name": "mobilenet_v2", "stem_stride": 0}, "must be 1, .* got 0"),
+    "half a stem": ({"name": "mobilenet_v2", "stem_stride": 1.5}, "must be 1, .* got 1.5"),
     "no spread": ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, "must lie in 0..1"),
 }
 

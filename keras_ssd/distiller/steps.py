@@ -287,6 +287,8 @@ class Steps(keras.Model):
         sums = {objective.name: (total, count) for objective, total, count in terms}
         if terms:
             sums |= self._diagnostics(batch)
+        # Replicas add up tensors of one dtype at a time.
+        sums = tf.nest.map_structure(lambda x: tf.cast(x, share.dtype), sums)
         # Every replica counts the global batch: what a callback is shown is a mean over replicas.
         loss, images, sums = all_sum((share, images, sums))
         trackers.loss.update_state(loss, sample_weight=images)

@@ -193,7 +193,8 @@ def _batches(data: Any, part: str) -> Iterator[tuple[Any, Any]]:
 
 def _check_dataset(data: tf.data.Dataset, part: str) -> None:
     spec = data.element_spec
-    if not isinstance(spec, tuple) or len(spec) != 2:
+    are_tensors = isinstance(spec, tuple) and all(isinstance(x, tf.TensorSpec) for x in spec)
+    if not are_tensors or len(spec) != 2:
         raise ValueError(
             f"`{part}` must give pairs (images, labels), got {spec}: in TFDS `as_supervised=True` "
             "makes them; all images weigh the same."

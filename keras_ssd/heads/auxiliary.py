@@ -73,8 +73,8 @@ def with_auxiliary_classifiers(
             "first."
         )
     width = names["logits"].shape[-1] * _checked_views(num_views)
-    heads = _FamilyHeads.of(network) if taps is None else None
-    heads = heads or Segments.of(network, taps)
+    family = _FamilyHeads.of(network) if taps is None else None
+    heads: _FamilyHeads | Segments = family or Segments.of(network, taps)
     paths = {f"auxiliary_{head}": path for head, path in enumerate(heads.taps, start=1)}
     rebuilt, tensors = rebuild(network, paths)
     outputs = {**outputs_of(rebuilt), **tensors}

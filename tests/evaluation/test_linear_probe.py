@@ -425,6 +425,7 @@ BAD_DATA = {
     ),
     "vectors": ((np.zeros((21, 48)), TRAIN[1]), r"must be \[batch, height, width, channels\], got"),
     "images alone": (tf.data.Dataset.from_tensors(TRAIN[0]), "must give pairs"),
+    "a dict": (tf.data.Dataset.from_tensors(({"image": TRAIN[0]}, TRAIN[1])), "must give pairs"),
     "weights": (tf.data.Dataset.from_tensors((*TRAIN, TRAIN[1])), "all images weigh the same"),
     "not batched": (tf.data.Dataset.from_tensors(TRAIN).unbatch(), r"needs `\.batch\(64\)`"),
     "endless": (tf.data.Dataset.from_tensors(TRAIN).repeat(), "`train` never ends"),

@@ -125,6 +125,13 @@ def convolutions_behind_the_pooling():
     return keras.Model(images, layers.Flatten(name="logits")(x), name="net")
 
 
+def grouped_at_the_end():
+    images = keras.Input((16, 16, 3))
+    x = conv(conv(conv(images, 4), 4, name="a"), 4, strides=2, name="b")
+    x = layers.Flatten()(layers.Reshape((8, 8, 2, 2))(x))
+    return keras.Model(images, layers.Dense(CLASSES, name="logits")(x), name="net")
+
+
 def not_square():
     return stacked(named(4, "a"), named(4, "b"), named(4, "c", (2, 1)), named(4, "d", (1, 2)))
 
@@ -148,6 +155,7 @@ FOUND = {
     "images twice": (images_twice, ["again", "d"]),
     "logits pooled": (logits_pooled, ["a", "b"]),
     "convolutions behind the pooling": (convolutions_behind_the_pooling, ["a", "b"]),
+    "grouped at the end": (grouped_at_the_end, ["a", "b"]),
     "not square": (not_square, ["b", "c", "d"]),
     "several outputs": (with_outputs, STAGES),
 }

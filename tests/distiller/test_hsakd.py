@@ -40,11 +40,13 @@ DIAGNOSTICS = [
     "rotation_accuracy",
 ]
 each = pytest.mark.parametrize("method", METHODS)
-COVERING = {"combined", "hsakd_online"}  # together they have every objective of the others
-costly = pytest.mark.parametrize(
-    "method",
-    [m if m in COVERING else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
-)
+SLOW = pytest.mark.slow
+
+
+def some(*fast):
+    """Parametrizes by method; all but `fast` are slow, as those cover their objectives."""
+    methods = [m if m in fast else pytest.param(m, marks=SLOW) for m in METHODS]
+    return pytest.mark.parametrize("method", methods)
 
 
 def network(
@@ -200,7 +202,7 @@ def _after_two_epochs(method, **compiled):
     return history, [v.numpy() for v in model.student.variables]
 
 
-@costly
+@some("hsakd_online")
 @pytest.mark.parametrize("option", [{"run_eagerly": True}, {"jit_compile": True}], ids=str)
 def test_ways_to_run_are_equal(method, option):
     history, weights = _after_two_epochs(method, **option)
@@ -211,7 +213,7 @@ def test_ways_to_run_are_equal(method, option):
     assert_close(weights, expected, 1e-5)
 
 
-@costly
+@some("combined", "hsakd_online")
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision(method, policy):
     keras.config.set_dtype_policy(policy)
@@ -234,7 +236,7 @@ def test_half_precision(method, policy):
         assert np.isfinite(variable.numpy()).all()
 
 
-@costly
+@some("combined", "hsakd_online")
 def test_a_resumed_run_is_the_uninterrupted_one(method, tmp_path):
     student = student_of(method, batch_norm="own", dropout=0.5)
     model = distiller(method, student=student, optimizer=sgd(0.02, momentum=0.9))
@@ -280,28 +282,22 @@ def uneven_examples():
     return images, labels, weights
 
 
-SLOW = pytest.mark.slow
+ON_REPLICAS = [("hsakd_teacher", "synchronized"), ("hsakd", None)]
+ON_REPLICAS += [("combined", "synchronized"), ("hsakd_online", None)]
+MORE = [(method, norm) for method in METHODS for norm in (None, "synchronized")]
 
 
 @pytest.mark.parametrize(
-    ("method", "batch_norm"),
-    [
-        ("hsakd_teacher", "synchronized"),
-        ("hsakd", None),
-        ("combined", "synchronized"),
-        ("hsakd_online", None),
-        pytest.param("hsakd_teacher", None, marks=SLOW),
-        pytest.param("hsakd", "synchronized", marks=SLOW),
-        pytest.param("combined", None, marks=SLOW),
-        pytest.param("hsakd_online", "synchronized", marks=SLOW),
-    ],
+    ("method", "batch_norm", "graph"),
+    [(*case, False) for case in ON_REPLICAS]
+    + [pytest.param(*case, True, marks=SLOW) for case in MORE],
 )
-def test_two_replicas_equal_one(method, batch_norm, two_replicas, float64):
+def test_two_replicas_equal_one(method, batch_norm, graph, two_replicas, float64):
     """Of 9 images one replica gets 5, the other 4; of the last 5 they get 3 and 2."""
 
     def make():
         student = student_of(method, batch_norm=batch_norm)
-        return distiller(method, student=student, optimizer=one_and_two.sgd(), graph=True)
+        return distiller(method, student=student, optimizer=one_and_two.sgd(), graph=graph)
 
     one, two = on_one_and_two(two_replicas, make)
     one.run_eagerly = True  # which is faster

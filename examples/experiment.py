@@ -36,6 +36,9 @@ _NESTEROV = flags.DEFINE_bool("nesterov", True, "Nesterov momentum.")
 _CROP = flags.DEFINE_enum(
     "crop", None, ["each", "shared"], "Crops of turned images; those of each method if none."
 )
+_STEM_STRIDE = flags.DEFINE_integer(
+    "stem_stride", 2, "Stride of MobileNetV2's stem: 2 in SSKD and CRD, 1 in HSAKD."
+)
 _PRECISION = flags.DEFINE_enum(
     "precision", "measured", ["measured", "float32", "mixed_bfloat16"], "Of all networks."
 )
@@ -59,6 +62,7 @@ _SETTINGS = (
     "learning_rate",
     "nesterov",
     "crop",
+    "stem_stride",
     "seeds",
 )
 
@@ -95,82 +99,97 @@ METHODS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A teacher, its heads, and students by several methods on the same images.
+class Phase:
+    """A phase of the teacher's training.
+
+    Args:
+        preset: Of `keras_ssd.presets`.
+        with_heads: From the teacher so far to the network that is trained.
+        drops: When the rate drops, as shares of the epochs.
+        heads_alone: Whether the network itself is frozen (`--head_epochs`) or is trained with what
+            is on it (`--teacher_epochs`).
+    """
+
+    preset: Callable[..., dict[str, Any]]
+    with_heads: Callable[[keras.Model], keras.Model]
+    drops: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240)
+    heads_alone: bool = True
+
+
+def run(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> None:
+    """Trains a teacher and students by several methods on the same images, and prints a table.
 
     Args:
         methods: Names in `METHODS`.
-        teacher_preset: What trains the heads, or with `joint` heads and teacher at once.
-        teacher_heads: From the trained teacher to the network with heads (on a frozen backbone).
-        head_drops: When the rate of the heads' training drops, as shares of its epochs.
-        joint: Whether teacher and heads are trained together, from scratch.
+        phases: What follows once the teacher is trained on labels, or read from its file; where the
+            first phase trains the teacher, too, there is no such beginning.
     """
+    logging.set_verbosity(logging.WARNING)
+    start = time.perf_counter()
+    chosen = _checked_flags(methods, phases)
+    if _SMOKE.value:
+        flags.FLAGS.teacher, flags.FLAGS.student = "resnet14", "resnet8"
+        for name in ("teacher_epochs", "head_epochs", "epochs"):
+            setattr(flags.FLAGS, name, 1)
+    data = ssd.data.load(
+        "digits" if _SMOKE.value else "cifar100",
+        _BATCH_SIZE.value,
+        validation=_VALIDATION.value,
+        data_dir=_DATA_DIR.value,
+    )
+    precision = {name: _precision(name, data) for name in (_TEACHER.value, _STUDENT.value)}
+    teacher = _teacher(phases, data, precision[_TEACHER.value])
+    top_1 = accuracy(ssd.strip_heads(teacher), data.test)
+    print(f"teacher: {top_1:.4f} top-1 on {data.info.counts['test']} images", flush=True)
+    frozen_teacher, precision["frozen teacher"] = _frozen(teacher, data)
+    data = data if _FEW_SHOT.value == 1 else data.few_shot(_FEW_SHOT.value)
+    data = data if _NOISE.value == 0 else data.label_noise(_NOISE.value)
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    for seed in range(_SEEDS.value):
+        for name in chosen:
+            result = _student(name, frozen_teacher, data, precision[_STUDENT.value], seed)
+            results[name].append(result)
+            print(f"{name}, seed {seed}: {result}", flush=True)
+    _report({"teacher": top_1, **results}, data.info, precision, time.perf_counter() - start)
 
-    methods: tuple[str, ...]
-    teacher_preset: Callable[..., dict[str, Any]]
-    teacher_heads: Callable[[keras.Model], keras.Model]
-    head_drops: tuple[float, ...]
-    joint: bool = False
 
-    def run(self) -> None:
-        """Trains the teacher with its heads and the students, and prints a table."""
-        logging.set_verbosity(logging.WARNING)
-        start = time.perf_counter()
-        if _SMOKE.value:
-            flags.FLAGS.teacher, flags.FLAGS.student = "resnet14", "resnet8"
-            for name in ("teacher_epochs", "head_epochs", "epochs"):
-                setattr(flags.FLAGS, name, 1)
-        methods = self._methods()
-        data = ssd.data.load(
-            "digits" if _SMOKE.value else "cifar100",
-            _BATCH_SIZE.value,
-            validation=_VALIDATION.value,
-            data_dir=_DATA_DIR.value,
-        )
-        precision = {name: _precision(name, data) for name in (_TEACHER.value, _STUDENT.value)}
-        teacher = self._teacher(data, precision[_TEACHER.value])
-        top_1 = accuracy(ssd.strip_heads(teacher), data.test)
-        print(f"teacher: {top_1:.4f} top-1 on {data.info.counts['test']} images", flush=True)
-        frozen_teacher, precision["frozen teacher"] = _frozen(teacher, data)
-        data = data if _FEW_SHOT.value == 1 else data.few_shot(_FEW_SHOT.value)
-        data = data if _NOISE.value == 0 else data.label_noise(_NOISE.value)
-        results = {name: [] for name in methods}
-        for seed in range(_SEEDS.value):
-            for name in methods:
-                result = _student(name, frozen_teacher, data, precision[_STUDENT.value], seed)
-                results[name].append(result)
-                print(f"{name}, seed {seed}: {result}", flush=True)
-        _report({"teacher": top_1, **results}, data.info, precision, time.perf_counter() - start)
+def _checked_flags(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> list[str]:
+    """The methods that are asked for; refuses flags that would be ignored."""
+    chosen = _METHODS.value or list(methods)
+    if unknown := [name for name in chosen if name not in methods]:
+        raise SystemExit(f"--methods are some of {', '.join(methods)}, got {unknown[0]}.")
+    if _CHECKPOINT.value is not None and _HEADS.value is not None:
+        raise SystemExit("Give --teacher_checkpoint or --teacher_with_heads, not both.")
+    if _CHECKPOINT.value is not None and not phases[0].heads_alone:
+        raise SystemExit("--joint trains from scratch: give no --teacher_checkpoint with it.")
+    return chosen
 
-    def _methods(self) -> list[str]:
-        chosen = _METHODS.value or list(self.methods)
-        if unknown := [name for name in chosen if name not in self.methods]:
-            raise SystemExit(f"--methods are some of {', '.join(self.methods)}, got {unknown[0]}.")
-        return chosen
 
-    def _teacher(self, data: ssd.data.Splits, precision: str) -> keras.Model:
-        """The trained teacher with trained heads, saved."""
-        if _HEADS.value is not None:
-            return keras.models.load_model(_HEADS.value)
-        keras.utils.set_random_seed(0)
-        teacher = ssd.models.build(_TEACHER.value, data.info, dtype=precision)
-        preset = self.teacher_preset(**_crop(turns=True))
-        if self.joint:
-            network, options = self.teacher_heads(teacher), {"epochs": _TEACHER_EPOCHS.value}
-        else:
-            if _CHECKPOINT.value is not None:
-                ssd.checkpoints.load_torch_weights(teacher, _CHECKPOINT.value)
-            else:
-                distiller = ssd.Distiller(student=teacher, **ssd.presets.labels_only())
-                _train(distiller, data, epochs=_TEACHER_EPOCHS.value)
-            network = self.teacher_heads(teacher)
-            options = {"epochs": _HEAD_EPOCHS.value, "drops": self.head_drops}
-        distiller = ssd.Distiller(student=network, **preset)
-        _train(distiller, data, evaluate_views=True, **options)
-        path = pathlib.Path(_OUTPUT.value, "teacher_with_heads.keras")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        network.save(path)
-        return network
+def _teacher(phases: tuple[Phase, ...], data: ssd.data.Splits, precision: str) -> keras.Model:
+    """The trained teacher with trained heads, saved."""
+    if _HEADS.value is not None:
+        return keras.models.load_model(_HEADS.value)
+    keras.utils.set_random_seed(0)
+    teacher = _built(_TEACHER.value, data, precision)
+    if _CHECKPOINT.value is not None:
+        ssd.checkpoints.load_torch_weights(teacher, _CHECKPOINT.value)
+    elif phases[0].heads_alone:
+        distiller = ssd.Distiller(student=teacher, **ssd.presets.labels_only())
+        _train(distiller, data, epochs=_TEACHER_EPOCHS.value)
+    for phase in phases:
+        teacher = phase.with_heads(teacher)
+        distiller = ssd.Distiller(student=teacher, **phase.preset(**_crop(turns=True)))
+        epochs = _HEAD_EPOCHS.value if phase.heads_alone else _TEACHER_EPOCHS.value
+        _train(distiller, data, epochs=epochs, drops=phase.drops, evaluate_views=True)
+    path = pathlib.Path(_OUTPUT.value, "teacher_with_heads.keras")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    teacher.save(path)
+    return teacher
+
+
+def _built(name: str, data: ssd.data.Splits, precision: str) -> keras.Model:
+    stride = {"stem_stride": _STEM_STRIDE.value} if name == "mobilenet_v2" else {}
+    return ssd.models.build(name, data.info, dtype=precision, **stride)
 
 
 def _precision(network: str, data: ssd.data.Splits) -> str:
@@ -198,7 +217,7 @@ def _student(
     method = METHODS[name]
     start = time.perf_counter()
     keras.utils.set_random_seed(seed)  # every method starts from the same weights
-    student = ssd.models.build(_STUDENT.value, data.info, dtype=precision)
+    student = _built(_STUDENT.value, data, precision)
     distiller = ssd.Distiller(
         teacher if method.reads_teacher else None,
         method.with_heads(student),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 
 from absl import app, flags
-from experiment import Experiment
+from experiment import Phase, run
 
 import keras_ssd as ssd
 
@@ -25,12 +25,9 @@ flags.FLAGS.set_default("output", "runs/sskd_cifar100")
 
 def main(_: list[str]) -> None:
     """Runs the three phases and prints a table."""
-    Experiment(
-        methods=("labels_only", "kd", "sskd"),
-        teacher_preset=ssd.presets.sskd_pretext,
-        teacher_heads=functools.partial(ssd.with_projection, backbone="frozen"),
-        head_drops=(0.5, 0.75),
-    ).run()
+    with_head = functools.partial(ssd.with_projection, backbone="frozen")
+    heads = Phase(ssd.presets.sskd_pretext, with_head, drops=(0.5, 0.75))
+    run(("labels_only", "kd", "sskd"), (heads,))
 
 
 if __name__ == "__main__":

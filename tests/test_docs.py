@@ -1,8 +1,8 @@
 """What the README and the pages of docs/ say is true: their code runs, their commands exist.
 
 Pages are found by walking. The blocks of a page run in order, in one namespace, in a folder that
-holds what a reader would have: `teacher.keras`, and `photos` where a page reads it. No block can
-be left out. Full data and epochs give way to small ones (`SMALLER`).
+holds what a reader would have: `teacher.keras`, and where a page reads them `photos` and PyTorch
+files. No block can be left out. Full data and epochs give way to small ones (`SMALLER`).
 """
 
 import importlib.util
@@ -93,6 +93,23 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def downloads(folder):
+    """Files like those of the authors, of the networks that `SMALLER` puts in their place."""
+    import torch
+
+    shape = {"input_shape": (32, 32, 3)}
+    plain = ssd.models.build("resnet8", num_classes=10, **shape)
+    hsakd = ssd.with_auxiliary_classifiers(ssd.models.build("resnet8", num_classes=100, **shape))
+    for file, network, key in (
+        ("resnet56.pth", plain, "state_dict"),
+        ("wrn_40_2_aux.pth.tar", hsakd, "net"),
+    ):
+        arrays = ssd.checkpoints.to_torch_state_dict(network)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        torch.save({key: tensors}, folder / file)
+
+
+@pytest.fixture
 def photos(folder, real_data):
     """Real photos of three classes, 40 each, in two formats and sizes."""
     import tensorflow_datasets as tfds
@@ -120,6 +137,8 @@ def test_code_runs(page, folder, request):
     names = {"__name__": "__main__"}
     if '"photos"' in PAGES[page]:
         request.getfixturevalue("photos")
+    if "load_torch_weights(" in PAGES[page]:
+        request.getfixturevalue("downloads")
     if "MirroredStrategy()" in PAGES[page]:
         names["two_replicas"] = request.getfixturevalue("two_replicas")
     if page == "README.md":  # which calls the reader's own classifier so

@@ -231,8 +231,25 @@ def test_a_preset_is_its_objectives_spelled_out(name):
     assert described(preset["views"]) == described(views)
 
 
-@pytest.mark.parametrize("preset", [presets.labels_only, presets.kd, presets.sskd, presets.hsakd])
-def test_presets_share_nothing_and_take_keywords_only(preset):
-    assert preset()["objectives"][0] is not preset()["objectives"][0]
+@pytest.mark.parametrize("name", sorted({name.split(",")[0] for name in SPELLED_OUT}))
+def test_presets_share_nothing_and_take_keywords_only(name):
+    preset = getattr(presets, name)
+    one, other = preset(), preset()
+    assert one["views"] is not other["views"]
+    assert one["objectives"] is not other["objectives"]
+    assert not set(map(id, inside(one["objectives"]))) & set(map(id, inside(other["objectives"])))
     kinds = {parameter.kind for parameter in inspect.signature(preset).parameters.values()}
     assert kinds == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def inside(objectives):
+    """The objectives, and those inside a `Mutual`."""
+    return [*objectives, *(each.objective for each in objectives if isinstance(each, Mutual))]
+
+
+def test_every_preset_is_spelled_out():
+    functions = inspect.getmembers(presets, inspect.isfunction)
+    names = [name for name, function in functions if function.__module__ == presets.__name__]
+    for name in names:
+        assert {name, f"{name}, changed"} <= SPELLED_OUT.keys()
+    assert len(names) == 9

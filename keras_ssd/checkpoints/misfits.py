@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 import keras
 
 from keras_ssd.checkpoints.recognition import recognized
+from keras_ssd.models.network import AUXILIARY
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 PROJECTION = "proj_head."
-AUXILIARY = "auxiliary_classifier."
 HEADS = {  # their names begin with it: what they are, what attaches them
     PROJECTION: ("a projection head", "with_projection"),
     AUXILIARY: ("auxiliary classifiers", "with_auxiliary_classifiers"),
@@ -93,10 +93,9 @@ def _other_widths(wanted: Shapes, given: Shapes) -> str | None:
 
 
 def _other_network(model: keras.Model, wanted: Shapes, given: Shapes) -> str | None:
-    """The network of the papers that the arrays are of, where much differs."""
+    """The network of the papers that the arrays are of, if it is another one."""
     inputs = getattr(model, "inputs", None)  # a subclassed model has none
-    is_other = sum(map(len, _problems(wanted, given).values())) > MOST_NAMES
-    if not is_other or not inputs or _backbone(given) == _backbone(wanted):
+    if not inputs or _backbone(given) == _backbone(wanted):
         return None
     name, classes = recognized(_backbone(given), channels=inputs[0].shape[-1])
     if name is None:

@@ -90,8 +90,8 @@ def _weights(
     elif layer.weights:
         raise ValueError(
             f"The layer {layer.name!r} ({type(layer).__name__}) has no counterpart in the papers' "
-            "code: load or write the weights of the network of `models.build` that is inside, or "
-            "before it is nested."
+            "code: load or write the weights of the network of `models.build` that is inside (of "
+            "two peers each by itself), or before it is nested."
         )
 
 

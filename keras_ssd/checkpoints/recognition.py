@@ -53,12 +53,10 @@ def recognized(
     Returns:
         Two times None if they belong to none of `models.names()`.
     """
-    classifiers = [shape for shape in arrays.values() if len(shape) == 2]
-    if len(classifiers) == 1 and min(classifiers[0]) > 0:
-        classes, width = classifiers[0]
-        for name, size in SIZES.items():
-            if size == (len(arrays), width) and arrays == _shapes(name, classes, channels):
-                return name, classes
+    classes, width = next((shape for shape in arrays.values() if len(shape) == 2), (0, 0))
+    for name, size in SIZES.items():
+        if size == (len(arrays), width) and arrays == _shapes(name, classes, channels):
+            return name, classes
     return None, None
 
 

@@ -74,7 +74,8 @@ def to_torch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
     Returns:
         Dictionary from names to arrays, which `load_torch_weights` and, as tensors,
         `torch.nn.Module.load_state_dict` take. With a head the names begin with "backbone.",
-        "proj_head." and "auxiliary_classifier.".
+        "proj_head." and "auxiliary_classifier.". CRD's MobileNetV2 alone has another name: there
+        "classifier." is "classifier.0.".
 
     Raises:
         ValueError: If a layer of the network has no counterpart in that code.

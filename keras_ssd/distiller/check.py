@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_ssd.batch import Batch
 from keras_ssd.distiller import preflight
-from keras_ssd.distiller.diagnosis import teacher_findings
+from keras_ssd.distiller.diagnosis import is_chance, teacher_findings
 from keras_ssd.distiller.guard import are_probabilities
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.report import CheckReport, NetworkFacts, TermFacts
@@ -24,7 +24,8 @@ from keras_ssd.layers.structure import (
     standardizes,
     takes_raw_images,
 )
-from keras_ssd.losses import cosine_similarity
+from keras_ssd.losses import cosine_similarity, joint_labels
+from keras_ssd.objectives.auxiliary import auxiliary_names
 from keras_ssd.teacher import FrozenTeacher
 
 _FEW_IMAGES = 8  # fewer columns of a similarity matrix say little; the papers have 64
@@ -60,6 +61,7 @@ def report_on(distiller: Steps, data: Any, steps_per_epoch: int | None) -> Check
     findings += _value_findings(distiller.student, running, images, networks)
     findings += _score_findings(scores)
     findings += _projection_findings(distiller, batch)
+    findings += _auxiliary_findings(distiller, batch)
     findings += _batch_findings(distiller, inputs, int(counted.sum()))
     findings += _term_findings(terms, rehearsed)
     findings += _untaught(distiller.student, rehearsed)
@@ -254,6 +256,24 @@ def _projection_findings(distiller: Steps, batch: Batch) -> Iterator[str]:
             f"{others.mean():.2f}), as of a head that nobody has trained: train it with "
             "`presets.sskd_pretext()`."
         )
+
+
+def _auxiliary_findings(distiller: Steps, batch: Batch) -> Iterator[str]:
+    """Auxiliary classifiers of the teacher that tell neither class nor view."""
+    if batch.labels is None or not any(
+        "auxiliary_1" in objective.teacher_outputs for objective in distiller.objectives
+    ):
+        return
+    joint = np.asarray(joint_labels(batch.labels_of("plain"), batch.num_views))
+    counted = np.asarray(batch.weights_of("all", labeled=True)) > 0
+    for name in auxiliary_names(batch.teacher):
+        predicted = np.asarray(batch.teacher[name]).argmax(axis=1)
+        if is_chance(predicted[counted], joint[counted]):
+            yield (
+                f"The teacher's {name!r} is right in class and view for "
+                f"{(predicted == joint)[counted].sum()} of {counted.sum()} rows, no more than "
+                "chance explains: train its classifiers with `presets.hsakd_teacher()`."
+            )
 
 
 def _batch_findings(distiller: Steps, inputs: Inputs, images: int) -> Iterator[str]:

@@ -43,24 +43,30 @@ def teacher_findings(
     return [reason for reason in reasons if reason is not None]
 
 
+def is_chance(predicted: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether answers fit the labels no better than they fit the same labels shuffled."""
+    _, counts = np.unique(labels, return_counts=True)
+    orders = math.lgamma(len(labels) + 1) - sum(math.lgamma(count + 1) for count in counts)
+    if math.exp(-orders) > _CHANCE:  # a few images fit even right answers by chance
+        return False
+    right = (predicted == labels).sum()
+    shuffled = np.random.default_rng(0).permuted(np.tile(labels, (_SHUFFLES, 1)), axis=1)
+    as_good = ((shuffled == predicted).sum(axis=1) >= right).sum()
+    return (as_good + 1) / (_SHUFFLES + 1) > _CHANCE
+
+
 def _no_better_than_chance(predicted: np.ndarray, labels: np.ndarray) -> str | None:
-    """Whether the answers fit the labels no better than they fit the same labels shuffled."""
     if (labels == labels[0]).all():
         return (
             f"All labels of this batch are class {labels[0]}, so it cannot tell whether the "
             "teacher is any good: shuffle the images."
         )
-    counts = np.bincount(labels)
-    orders = math.lgamma(len(labels) + 1) - sum(math.lgamma(count + 1) for count in counts)
-    right = int((predicted == labels).sum())
-    shuffled = np.random.default_rng(0).permuted(np.tile(labels, (_SHUFFLES, 1)), axis=1)
-    as_good = ((shuffled == predicted).sum(axis=1) >= right).sum()
-    could_tell = math.exp(-orders) <= _CHANCE  # a few images fit even right answers by chance
-    if not could_tell or (as_good + 1) / (_SHUFFLES + 1) <= _CHANCE:
+    if not is_chance(predicted, labels):
         return None
     return (
-        f"The teacher is right in {right} of {len(labels)} images, no more than chance explains: "
-        "is it trained, are its weights loaded, and does it know these classes?"
+        f"The teacher is right in {(predicted == labels).sum()} of {len(labels)} images, no more "
+        "than chance explains: is it trained, are its weights loaded, and does it know these "
+        "classes?"
     )
 
 

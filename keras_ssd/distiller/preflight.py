@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.collectives import num_replicas
+from keras_ssd.heads import strip_heads
+from keras_ssd.layers.functional import is_functional
 from keras_ssd.layers.structure import flat_layers, takes_raw_images
 from keras_ssd.objectives import Objective
 from keras_ssd.teacher import FrozenTeacher, named
@@ -237,12 +239,19 @@ def uses_float16(student: keras.Model) -> bool:
 
 def warn_if_teacher_is_smaller(teacher: FrozenTeacher, student: keras.Model) -> None:
     """Warns where teacher and student look swapped."""
-    if teacher.model is not None and teacher.model.count_params() < student.count_params():
+    if teacher.model is None:
+        return
+    sizes = [_size_without_heads(network) for network in (teacher.model, student)]
+    if sizes[0] < sizes[1]:
         warnings.warn(
-            f"The teacher has fewer parameters ({teacher.model.count_params():,}) than the student "
-            f"({student.count_params():,}): are they swapped?",
+            f"The teacher has fewer parameters ({sizes[0]:,}) than the student ({sizes[1]:,}): are "
+            "they swapped?",
             stacklevel=3,
         )
+
+
+def _size_without_heads(network: keras.Model) -> int:
+    return (strip_heads(network) if is_functional(network) else network).count_params()
 
 
 def check_fit(x: Any, y: Any, class_weight: Any) -> None:

@@ -28,7 +28,7 @@ class LinearProbe:
         accuracy: Share of the test images that the layer of the **last** epoch classifies rightly.
         best_accuracy: The highest share of all epochs: chosen on the test images, so too high. What
             HSAKD's code reports.
-        best_epoch: The first epoch that reached it, from 0.
+        best_epoch: The first epoch that reached it, from 1.
         num_classes: Classes of the layer.
         feature_width: Length of a feature vector.
         train_images: Labelled training images.
@@ -133,12 +133,12 @@ def linear_probe(
     history = _train(
         layer, optimizer, given, epochs=int(epochs), batch_size=int(batch_size), seed=seed
     )
-    best_epoch = int(np.argmax(history["test_accuracy"]))
+    best = int(np.argmax(history["test_accuracy"]))
     kernel, bias = layer.get_weights()
     return LinearProbe(
         accuracy=history["test_accuracy"][-1],
-        best_accuracy=history["test_accuracy"][best_epoch],
-        best_epoch=best_epoch,
+        best_accuracy=history["test_accuracy"][best],
+        best_epoch=best + 1,
         num_classes=classes,
         feature_width=len(kernel),
         train_images=len(given["train"][0]),

@@ -47,9 +47,11 @@ def with_auxiliary_classifiers(
         num_views: Views of an image, 4 for `views.Rotations`.
         backbone: `"trainable"` shares the layers of `model`, which is trained with the classifiers.
             `"frozen"` puts copies of its variables, never trained and always in inference mode,
-            into a `layers.FrozenBackbone`; `model` is left alone.
+            into a `layers.FrozenBackbone`, heads that it has already with it; `model` is left
+            alone.
         taps: Layers at whose outputs the classifiers begin, shallow to deep, nested ones as
-            `backbone/block_3`. By default those of the papers, or found from the spatial sizes.
+            `backbone/block_3`; they are then made as for any other model. By default those of the
+            papers, or found from the spatial sizes.
 
     Returns:
         A functional model that returns a dict with `logits`, `auxiliary_1` to `auxiliary_L` and the
@@ -112,13 +114,16 @@ class _FamilyHeads:
         family = network_of(network)
         if family is None:
             return None
-        paths = {path.rpartition("/")[2]: path for path, _ in layers_by_path(network)}
+        layers = dict(layers_by_path(network))
+        paths = {path.rpartition("/")[2]: path for path in layers}
         synchronized = any(
             isinstance(layer, BatchNormalization) and layer.synchronized
             for layer in inner_layers(network)
         )
-        layers = Blocks(network.dtype_policy, family.auxiliary_initialization, synchronized)
-        return cls(family, [paths[family.stages[unit]] for unit in family.taps], layers)
+        taps = [paths[family.stages[unit]] for unit in family.taps]
+        policy = layers[taps[-1]].dtype_policy  # a loaded model has lost its own
+        blocks = Blocks(policy, family.auxiliary_initialization, synchronized)
+        return cls(family, taps, blocks)
 
     def auxiliary_logits(self, tap: keras.KerasTensor, head: int, width: int) -> keras.KerasTensor:
         """The joint logits of one classifier on its feature map."""

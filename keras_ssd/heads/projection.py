@@ -32,7 +32,8 @@ def with_projection(
             else what goes into the last Dense layer.
         backbone: `"trainable"` shares the layers of `model`, which is trained with the head.
             `"frozen"` puts copies of its variables, never trained and always in inference mode,
-            into a `layers.FrozenBackbone`; `model` is left alone.
+            into a `layers.FrozenBackbone`, heads that it has already with it; `model` is left
+            alone.
 
     Returns:
         A functional model that returns a dict with `logits`, `projection` `(rows, D)` and the

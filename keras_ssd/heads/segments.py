@@ -118,7 +118,7 @@ class Segments:
 
 
 def _checked(taps: Sequence[str]) -> Sequence[str]:
-    if isinstance(taps, str) or len(taps) < 2:
+    if not isinstance(taps, (list, tuple)) or len(taps) < 2:
         raise ValueError(
             f"`taps` must be a list of two layers or more, got {taps!r}: the last classifier "
             "repeats what lies between the last two."

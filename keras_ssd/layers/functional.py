@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+PEER = "peer_"  # what the names of a second network's outputs begin with
 NAME_OUTPUTS = "return a dict such as {'logits': ..., 'projection': ...} from its `call` instead"
 
 

@@ -11,9 +11,10 @@ from keras import ops
 class GroupedConv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` with `groups`, a convolution for each group.
 
-    Arguments, weights, config and results are those of Keras' layer. On a CPU that layer compiles
-    every grouped convolution for itself with XLA, which is slow to start and several times as slow
-    to run; in eager code it compiles at every call.
+    Arguments, weights, config and results are those of Keras' layer, and so is the code where there
+    is a GPU or TPU. On a CPU Keras' layer compiles every grouped convolution for itself with XLA,
+    which is slow to start and several times as slow to run; in eager code it compiles at every
+    call.
 
     Args:
         *args: As of `keras.layers.Conv2D`.
@@ -21,7 +22,9 @@ class GroupedConv2D(keras.layers.Conv2D):
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """The convolutions of all groups, one behind the other."""
+        """The convolutions of all groups, on a CPU one behind the other."""
+        if any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU")):
+            return super().convolution_op(inputs, kernel)
         axis = -1 if self.data_format == "channels_last" else 1
         pairs = zip(
             ops.split(inputs, self.groups, axis=axis),

@@ -65,8 +65,9 @@ def class_scores(joint_logits: tf.Tensor, num_views: int, rule: Rule = "sum_logi
         return ops.logsumexp(_by_class(joint, num_views), axis=-1)
     if rule == "known_rotation":
         by_image = ops.reshape(by_class, [-1, num_views, *by_class.shape[1:]])
-        own = by_image * ops.eye(num_views, dtype=by_class.dtype)[None, :, None, :]
-        return ops.reshape(ops.sum(own, axis=-1), [-1, by_class.shape[1]])
+        own = ops.eye(num_views, dtype="bool")[None, :, None, :]  # -inf times 0 would be NaN
+        scores = ops.sum(ops.where(own, by_image, ops.zeros_like(by_image)), axis=-1)
+        return ops.reshape(scores, [-1, by_class.shape[1]])
     raise ValueError(f"`rule` must be one of {list(get_args(Rule))}, got {rule!r}.")
 
 

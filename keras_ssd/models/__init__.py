@@ -67,7 +67,8 @@ def build(
             for the arguments below that are not given, such as `data.load(...).info`.
         num_classes: Int > 0.
         input_shape: `(height, width, channels)`; height and width may be None. Every network pools
-            globally, so any size does from 4 on (resnet*, wrn*), 32 on (*_imagenet) or 8 on.
+            globally, so any size does from 4 on (`wrn_*` and the CIFAR ResNets of basic blocks), 32 on
+            (`*_imagenet`) or 8 on (all others).
         mean: Mean of each channel, of pixel values scaled to 0..1.
         std: Standard deviation of each channel, of pixel values scaled to 0..1.
         stem_stride: Of "mobilenet_v2" alone: 2 by default, as CRD and SSKD run it, or 1, as HSAKD
@@ -88,10 +89,10 @@ def build(
 
     Source: the networks of Tian et al. 2020, arXiv:1910.10699 (CRD), as Xu et al. 2020,
     arXiv:2006.07114 (SSKD), and Yang et al. 2021, arXiv:2107.13715 (HSAKD), run them; for ImageNet
-    those of torchvision. The code of the three pools over fixed windows (32x32 images only) and
-    normalises outside.
+    those of torchvision. The code of the three pools most of them over fixed windows (32x32 images
+    only) and normalises outside.
     """
-    if name not in _NETWORKS:
+    if not isinstance(name, str) or name not in _NETWORKS:
         near = difflib.get_close_matches(str(name), _NETWORKS, n=4, cutoff=0.5) or names()
         raise ValueError(f"No network is called {name!r}. Near names: {', '.join(near)}.")
     network = _with_stem_stride(name, stem_stride)

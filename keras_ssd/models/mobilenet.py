@@ -51,7 +51,7 @@ class MobileNetV2(Network):
 
     @property
     def stages(self) -> Mapping[int, str]:
-        """The runs before which or at whose end the size is reduced next, and the last."""
+        """The runs at whose ends the size is reduced next, and the last."""
         return {run: f"stage_{stage}" for stage, run in enumerate(self.taps, 1)}
 
     @property

@@ -11,9 +11,8 @@ import tensorflow as tf
 
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_sum
+from keras_ssd.layers.functional import PEER
 from keras_ssd.objectives.objective import Objective
-
-PEER = "peer_"  # what the names of the second network's outputs begin with
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -59,13 +58,15 @@ class Mutual(Objective):
             self.objective.check_outputs(own, peer, num_views)
 
     def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """The sum over this replica's rows and both networks, and the weight of the rows."""
+        """The sum over this replica's rows in both directions, and the weight of the rows."""
         own, peer = _apart(batch.student)
         total, count = self.objective(_taught(batch, student=own, teacher=peer))
         peers_total, peers_count = self.objective(_taught(batch, student=peer, teacher=own))
         # A selective objective may keep more rows in one direction: two means are added, not sums.
-        counts = all_sum((count, peers_count))
-        return total + peers_total * tf.math.divide_no_nan(*counts), count
+        whole, peers_whole = all_sum((count, peers_count))
+        means = tf.math.divide_no_nan(total, whole)
+        means += tf.math.divide_no_nan(peers_total, peers_whole)
+        return means * (whole + peers_whole), count + peers_count
 
     def diagnostic_names(self, student: Mapping[str, Any]) -> Sequence[str]:
         """Those of the objective, for both networks."""

@@ -21,6 +21,10 @@ def drop(state):
     del state["layer2.0.bn1.running_mean"]
 
 
+def drop_the_classifier(state):
+    del state["fc.weight"]
+
+
 def add(state):
     state["layer4.0.conv1.weight"] = np.zeros((2, 2, 1, 1), "float32")
 
@@ -51,6 +55,7 @@ def round_to_integers(state):
 
 MISFITS = {  # what is done to the weights: what the sentence says
     drop: "missing: layer2.0.bn1.running_mean.",
+    drop_the_classifier: "missing: fc.weight.",
     add: "unexpected: layer4.0.conv1.weight.",
     transpose: "of another shape: fc.weight (64, 5) for (5, 64), transposed.",
     transpose_a_kernel: (

@@ -8,6 +8,7 @@ import keras_ssd as ssd
 from keras_ssd.objectives import (
     ContrastivePretext,
     HardLabels,
+    Mutual,
     SelectiveSoftLabels,
     SimilarityTransfer,
     SoftLabels,
@@ -146,6 +147,11 @@ NOT_MADE = {
         dict(objectives=[SimilarityTransfer()], views=ROTATIONS, teacher=several()),
         ValueError,
         "the teacher's output 'projection', which the teacher lacks",
+    ),
+    "no peer": (
+        dict(objectives=[Mutual(HardLabels())]),
+        ValueError,
+        r"the student's output 'peer_logits', which the student lacks .*the peer \(`with_peer`\)",
     ),
     "no logits": (
         dict(student=scores()),
@@ -343,6 +349,90 @@ def test_features_of_other_widths():
     )
     with pytest.raises(ValueError, match="'projection' of the teacher has 7 and 'projection' of"):
         distiller({"objectives": [SameFeatures()]}, teacher=wide)
+
+
+class Asked(HardLabels):
+    """Keeps what it is asked, and refuses heads of 7 columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.questions = []
+
+    def check_outputs(self, teacher, student, num_views):
+        self.questions.append((teacher, student, num_views))
+        if student is not None and student.get("projection", student["logits"]).shape[-1] == 7:
+            raise ValueError("`asked` refuses 7 columns: give it others.")
+
+
+def test_an_objective_is_asked_before_it_trains():
+    asked = Asked()
+    preset = {"objectives": [asked], "views": ROTATIONS}
+    model = distiller(preset, teacher=teacher_network())
+    ((teacher, student, num_views),) = asked.questions
+    assert teacher.keys() == student.keys() == {"logits", "projection"}
+    assert (teacher["logits"].shape, num_views) == ((None, 3), 4)
+    step(model)
+    _, (teacher, student, num_views) = asked.questions
+    assert (teacher["logits"].shape, student["projection"].shape) == ((48, 3), (48, 4))
+    assert num_views == 4
+    model.set_teacher(None)
+    teacher, student, _ = asked.questions[-1]
+    assert teacher is None
+    assert student.keys() == {"logits", "projection"}
+    step(model)
+    assert asked.questions[-1][0] is None
+    asked.questions.clear()
+    evaluate(model)  # plain images: nothing that the objective reads
+    assert asked.questions == []
+
+
+def test_what_an_objective_refuses_is_refused_by_the_distiller():
+    wide = keras.Model(
+        (inner := network()).input,
+        {"logits": inner.output["logits"], "projection": layers.Dense(7)(inner.output["logits"])},
+    )
+    with pytest.raises(ValueError, match="`asked` refuses 7 columns"):
+        distiller({"objectives": [Asked()]}, student=wide)
+
+
+def test_a_subclassed_student_is_asked_about_at_the_first_step():
+    asked = Asked()
+    model = distiller({"objectives": [asked]}, student=subclassed())
+    assert asked.questions == [(None, None, 1)]
+    step(model)
+    assert asked.questions[1][1].keys() == {"logits"}
+    wide = subclassed(lambda logits: {"logits": logits, "projection": tf.zeros([len(logits), 7])})
+    model = distiller({"objectives": [Asked()]}, student=wide)
+    before = trained(model)
+    with pytest.raises(ValueError, match="`asked` refuses 7 columns"):
+        step(model)
+    assert_equal(trained(model), before)
+
+
+class Counting(HardLabels):
+    """Shows a share and, in its sum, which of several it is."""
+
+    def __init__(self, name, share):
+        super().__init__(name=name)
+        self.share = share
+
+    def diagnostic_names(self, student):
+        return [f"{name}_share" for name in sorted(student)]
+
+    def diagnostics(self, batch):
+        count = tf.cast(len(batch.student["logits"]), tf.float64)  # whatever the loss's precision
+        return {f"{name}_share": (self.share * count, count) for name in batch.student}
+
+
+def test_diagnostics_are_named_for_the_students_outputs():
+    """Under one name the first objective's counts; of other names none is shown."""
+    preset = {"objectives": [Counting("one", 0.25), Counting("two", 0.5), HardLabels()]}
+    model = distiller(preset, evaluate_views=True)
+    expected = {"logits_share": 0.25, "projection_share": 0.25}
+    for shown in (step(model), evaluate(model)):
+        assert {name: shown[name] for name in shown if "share" in name} == expected
+    model = distiller(preset, student=subclassed())
+    assert not [name for name in step(model) if "share" in name]
 
 
 def test_a_last_batch_of_one_image_teaches_nothing():

@@ -205,7 +205,7 @@ def test_last_and_best_epoch():
     shares = found.history["test_accuracy"]
     assert len(shares) == 12
     assert found.accuracy == shares[-1] < max(shares) == found.best_accuracy
-    assert shares.index(max(shares)) == found.best_epoch
+    assert shares.index(max(shares)) + 1 == found.best_epoch
     assert (found.num_classes, found.feature_width) == (3, 5)
     assert found.kernel.shape == (5, 3)
     assert repr(found).startswith(f"LinearProbe(accuracy={shares[-1]}, best_accuracy={max(shares)}")

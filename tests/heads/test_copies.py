@@ -71,7 +71,18 @@ def elsewhere(x):
 
 
 def concatenated(x):
-    return layers.Concatenate()([conv(x, 3, 1, 2, name="shortcut"), beside(x, 3, 2)])
+    x = layers.Concatenate()([conv(x, 6, 1, 2, name="shortcut"), beside(x, 3, 2)])
+    return conv(x, 6)
+
+
+def large(x):
+    return layers.Add()([beside(x, 6, 2), conv(x, 6, 3, 2, name="shortcut")])
+
+
+def two_shortcuts(x):
+    """One of them is enough."""
+    y = conv(x, 6, 1, 2, name="other")
+    return layers.Add()([beside(x, 6, 2), y, conv(x, 6, 1, 2, name="shortcut")])
 
 
 @pytest.mark.parametrize(
@@ -87,6 +98,8 @@ def concatenated(x):
         (transition, {"shortcut"}),
         (elsewhere, {"shortcut"}),
         (concatenated, {"shortcut"}),
+        (large, {"shortcut"}),
+        (two_shortcuts, {"shortcut"}),
     ],
 )
 def test_projections_for_a_change_of_shape_alone_are_left_out(stage, kept):
@@ -99,21 +112,22 @@ def test_projections_for_a_change_of_shape_alone_are_left_out(stage, kept):
 class Downsampling(layers.Layer):
     """A layer of the user's with a stride."""
 
-    def __init__(self, filters, stride, **kwargs):
+    def __init__(self, filters, stride, padding=1, **kwargs):
         super().__init__(**kwargs)
-        self.filters, self.stride = filters, stride
+        self.filters, self.stride, self.padding = filters, stride, padding
         self.conv = layers.Conv2D(filters, 3, stride, padding="same")
 
     def call(self, inputs):
         return self.conv(inputs)
 
     def get_config(self):
-        return {**super().get_config(), "filters": self.filters, "stride": self.stride}
+        own = {"filters": self.filters, "stride": self.stride, "padding": self.padding}
+        return {**super().get_config(), **own}
 
 
 def test_a_layer_of_the_user_is_asked_for_stride_1(caplog):
     end, fresh = repeated(Downsampling(6, 2, name="mine"))
-    assert fresh["mine"].stride == 1
+    assert (fresh["mine"].stride, fresh["mine"].padding) == (1, 1)
     assert fresh["mine"].conv.kernel.shape == (3, 3, 6, 6)
     assert end.shape == (None, 8, 8, 6)
     assert caplog.text == ""

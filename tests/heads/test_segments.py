@@ -1,5 +1,7 @@
 """Auxiliary classifiers of any network: what they repeat, and what cannot be cut."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -317,7 +319,11 @@ def test_layers_without_weights_that_no_config_holds_are_called_as_they_are(capl
     images = keras.Input((16, 16, 3))
     x = unit(unit(images, 4), 4, name="stage_1")
     x = layers.Lambda(lambda x: x[..., ::-1], name="swap")(unit(x, 6, 2))
-    network = with_heads(classified(images, layers.ReLU(name="stage_2")(x)))
+    model = classified(images, layers.ReLU(name="stage_2")(x))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        network = with_heads(model)
+    assert not warned
     assert caplog.text == ""
     fresh = layers_of_head(network, 2)["logits"]
     assert fresh.kernel.shape == (6, 2 * CLASSES)

@@ -132,6 +132,44 @@ def grouped_at_the_end():
     return keras.Model(images, layers.Dense(CLASSES, name="logits")(x), name="net")
 
 
+def gated_sum():
+    """What reads the sum and more does not follow it alone."""
+    images = keras.Input((16, 16, 3))
+    x = conv(images, 4)
+    x = layers.Add(name="sum")([x, conv(x, 4)])
+    x = layers.Multiply(name="gated")([x, layers.Activation("sigmoid")(x)])
+    return classified(images, conv(x, 4, strides=2, name="end"))
+
+
+def cropped_sum():
+    images = keras.Input((16, 16, 3))
+    x = conv(images, 4)
+    x = layers.Cropping2D(1)(layers.Add(name="sum")([x, conv(x, 4)]))
+    return classified(images, conv(x, 4, strides=2, name="end"))
+
+
+def constant_added():
+    """A constant is no second branch."""
+    images = keras.Input((16, 16, 3))
+    x = layers.ReLU(name="shifted")(conv(images, 4) + 1.0)
+    return classified(images, conv(conv(x, 4, name="a"), 4, strides=2, name="end"))
+
+
+def odd():
+    return stacked(named(4, "a"), named(4, "b"), named(4, "c", 2), size=15)
+
+
+def tiny():
+    return stacked(named(4, "a"), named(4, "b"), named(4, "c", 2), named(4, "d"), size=2)
+
+
+def with_dense_layer():
+    """A dense layer is no convolution."""
+    return stacked(
+        named(4, "stem"), layers.Dense(4, name="dense"), named(4, "a", 2), named(4, "b", 2)
+    )
+
+
 def not_square():
     return stacked(named(4, "a"), named(4, "b"), named(4, "c", (2, 1)), named(4, "d", (1, 2)))
 
@@ -156,6 +194,12 @@ FOUND = {
     "logits pooled": (logits_pooled, ["a", "b"]),
     "convolutions behind the pooling": (convolutions_behind_the_pooling, ["a", "b"]),
     "grouped at the end": (grouped_at_the_end, ["a", "b"]),
+    "gated sum": (gated_sum, ["sum", "end"]),
+    "cropped sum": (cropped_sum, ["sum", "end"]),
+    "constant added": (constant_added, ["a", "end"]),
+    "odd": (odd, ["b", "c"]),
+    "tiny": (tiny, ["b", "d"]),
+    "dense layer": (with_dense_layer, ["a", "b"]),
     "not square": (not_square, ["b", "c", "d"]),
     "several outputs": (with_outputs, STAGES),
 }

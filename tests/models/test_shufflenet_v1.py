@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_ssd import models
-from keras_ssd.layers import ChannelShuffle
+from keras_ssd.layers import ChannelShuffle, GroupedConv2D
 from keras_ssd.models.blocks import Blocks
 from keras_ssd.models.shufflenet_v1 import ShuffleNetV1
 from models.first_weights import check_first_weights
@@ -85,6 +85,7 @@ WIDTHS = {  # of the kernels of the three convolutions
 def test_widths(model, block):
     first, middle, last = WIDTHS[block]
     assert model.get_layer(f"{block}.conv1").kernel.shape == (1, 1, *first)
+    assert isinstance(model.get_layer(f"{block}.conv3"), GroupedConv2D)
     assert model.get_layer(f"{block}.conv2").kernel.shape == (3, 3, middle, 1)
     assert model.get_layer(f"{block}.conv3").kernel.shape == (1, 1, *last)
 

@@ -56,6 +56,16 @@ def test_a_convolution_adds_its_bias_before_the_normalisation():
     assert chain == ["block2.0", "block2.1", "block2.2", "block2.3", "block2.4", "stage_2"]
 
 
+def test_the_fourth_group_is_not_tapped():
+    network = models.network_of(build())
+    assert [network.stages[unit] for unit in network.taps] == [
+        "stage_0",
+        "stage_1",
+        "stage_2",
+        "stage_4",
+    ]
+
+
 GROUPS = {"vgg8": (1, 1, 1, 1, 1), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3)}
 
 

@@ -258,13 +258,29 @@ def test_replicas_share_the_mean(two_replicas, first):
         np.testing.assert_allclose(means, expected, rtol=1e-12)
 
 
-def test_half_precision_heads_are_compared_in_float32():
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "objective",
+    [HardLabels(), AuxiliaryLabels(), SoftLabels(3.0, views="all"), AuxiliaryTransfer()],
+    ids=lambda objective: objective.name,
+)
+def test_half_precision_logits_up_to_60_are_compared_in_float32(objective, half):
     batch = random_heads()
-    half = {name: tf.cast(rows * 30, tf.float16) for name, rows in batch.student.items()}
-    for objective in (AuxiliaryLabels(), AuxiliaryTransfer()):
-        total, _ = objective(changed(batch, student=half, teacher=half))
-        assert total.dtype == tf.float32
-        assert np.isfinite(total)
+    halves, doubles = {}, {}
+    for part in ("teacher", "student"):
+        rows = {name: 60 * tf.tanh(rows) for name, rows in getattr(batch, part).items()}
+        halves[part] = {name: tf.cast(values, half) for name, values in rows.items()}
+        doubles[part] = {name: tf.cast(values, "float64") for name, values in halves[part].items()}
+    assert max(np.abs(rows).max() for rows in doubles["teacher"].values()) > 59
+    total, _ = objective(changed(batch, **halves))
+    assert total.dtype == tf.float32
+    loss, gradients = loss_and_gradients([objective], changed(batch, **halves))
+    expected, expected_gradients = loss_and_gradients([objective], changed(batch, **doubles))
+    assert expected > 10
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for name, values in expected_gradients.items():
+        gradient = tf.cast(gradients[name], "float64")
+        np.testing.assert_allclose(gradient, values, rtol=1e-2, atol=1e-6, err_msg=name)
 
 
 # Diagnostics
@@ -368,4 +384,65 @@ def test_mutual_is_the_objective_in_both_directions():
     for objective in (SelectiveSoftLabels(keep_wrong=0.5), SimilarityTransfer()):
         expected = mean_of(objective, batch) + mean_of(objective, turned)
         value = mean_of(Mutual(objective), changed(batch, student=peers, teacher={}))
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
+def directions(own_right, peer_right, seed=6):
+    """Peers of given logits, and the batch of each direction; right rows are told by image."""
+    images = len(own_right)
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 5, images)
+    networks = []
+    for right in (own_right, peer_right):
+        logits = generator.normal(size=(4 * images, 5))
+        rows = np.arange(4 * images)
+        logits[rows, labels.repeat(4)] = np.where(np.repeat(right, 4), 5, -5)
+        networks.append({"logits": tf.constant(logits)})
+    own, peer = networks
+    batch = Batch(None, tf.constant(labels), None, peer, own, num_views=4)
+    peers = {"logits": own["logits"], "peer_logits": peer["logits"]}
+    turned = changed(batch, student=peer, teacher=own)
+    return changed(batch, teacher={}, student=peers), batch, turned
+
+
+ONLY_RIGHT = SelectiveSoftLabels(keep_wrong=0)
+KEPT = {  # name: images that the network and its peer classify correctly
+    "none of the first's": ((1, 1, 1), (0, 0, 0)),
+    "none of the peer's": ((0, 0, 0), (1, 1, 1)),
+    "none at all": ((0, 0, 0), (0, 0, 0)),
+    "unequal": ((1, 1, 0), (0, 0, 1)),
+    "unequal, other replica": ((1, 0, 0), (0, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_mutual_adds_the_means_of_the_rows_that_each_direction_keeps(case):
+    peers, batch, turned = directions(*KEPT[case])
+    counts = [float(ONLY_RIGHT(one)[1]) for one in (batch, turned)]
+    assert counts == [3 * sum(right) for right in reversed(KEPT[case])]
+    both = [mean_of(ONLY_RIGHT, one) for one in (batch, turned)]
+    assert [value > 0.1 for value in both] == [count > 0 for count in counts]
+    np.testing.assert_allclose(mean_of(Mutual(ONLY_RIGHT), peers), sum(both), rtol=1e-12)
+    _, gradients = loss_and_gradients([Mutual(ONLY_RIGHT)], peers)
+    for name, one in (("logits", batch), ("peer_logits", turned)):
+        expected = loss_and_gradients([ONLY_RIGHT], one)[1]["logits"]
+        np.testing.assert_allclose(gradients[name], expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("case", KEPT)
+def test_mutual_adds_these_means_on_replicas_too(two_replicas, case, first):
+    """Of the three images one replica gets `first`."""
+    peers, batch, turned = directions(*KEPT[case])
+    expected = sum(mean_of(ONLY_RIGHT, one) for one in (batch, turned))
+
+    def replica(labels, own, peer):
+        student = {"logits": own, "peer_logits": peer}
+        total, count = Mutual(ONLY_RIGHT)(changed(peers, labels=labels, student=student))
+        return tf.math.divide_no_nan(all_sum(total), all_sum(count))
+
+    rows = [peers.student["logits"], peers.student["peer_logits"]]
+    shards = [peers.labels[:first], peers.labels[first:]]
+    logits = [[tensor[: 4 * first], tensor[4 * first :]] for tensor in rows]
+    for value in on_replicas(two_replicas, replica, shards, *logits):
         np.testing.assert_allclose(value, expected, rtol=1e-12)

@@ -266,14 +266,17 @@ def _auxiliary_findings(distiller: Steps, batch: Batch) -> Iterator[str]:
         return
     joint = np.asarray(joint_labels(batch.labels_of("plain"), batch.num_views))
     counted = np.asarray(batch.weights_of("all", labeled=True)) > 0
-    for name in auxiliary_names(batch.teacher):
-        predicted = np.asarray(batch.teacher[name]).argmax(axis=1)
-        if is_chance(predicted[counted], joint[counted]):
-            yield (
-                f"The teacher's {name!r} is right in class and view for "
-                f"{(predicted == joint)[counted].sum()} of {counted.sum()} rows, no more than "
-                "chance explains: train its classifiers with `presets.hsakd_teacher()`."
-            )
+    answers = {name: np.asarray(batch.teacher[name]) for name in auxiliary_names(batch.teacher)}
+    untrained = [
+        name
+        for name, logits in answers.items()
+        if is_chance(logits.argmax(axis=1)[counted], joint[counted])
+    ]
+    if untrained:
+        yield (
+            f"The teacher's {', '.join(untrained)} tell class and view of these rows no better "
+            "than chance: train its auxiliary classifiers with `presets.hsakd_teacher()`."
+        )
 
 
 def _batch_findings(distiller: Steps, inputs: Inputs, images: int) -> Iterator[str]:

@@ -399,6 +399,34 @@ def test_projections_that_point_one_way(spread, warns):
     assert not any("point one way" in w for w in check(compiled(teacher, KD)).warnings)
 
 
+@pytest.mark.parametrize("trained", [(), (1,), (1, 2)])
+def test_auxiliary_classifiers_that_nobody_has_trained(trained):
+    """A trained one is right in class and view for a third of the rows, here."""
+    joint = 4 * np.repeat(LABELS, 4) + np.tile(np.arange(4), 48)
+    numbers = np.random.default_rng(0)
+
+    def teacher(rows):
+        labels = np.repeat(LABELS, len(rows) // 48)  # the images alone, or their views
+        outputs = {"logits": tf.one_hot(labels, 3) * 9.0}
+        for head in (1, 2):
+            logits = numbers.normal(size=(192, 12))
+            known = np.arange(0, 192, 3) if head in trained else []
+            logits[known, joint[known]] = 9
+            outputs[f"auxiliary_{head}"] = tf.constant(logits, tf.float32)
+        return outputs
+
+    student = network()
+    heads = {
+        name: layers.Dense(12, name=name)(student.output["projection"])
+        for name in ("auxiliary_1", "auxiliary_2")
+    }
+    student = keras.Model(student.input, {"logits": student.output["logits"], **heads})
+    found = check(compiled(teacher, ssd.presets.hsakd(padding=1), student)).warnings
+    untrained = ", ".join(f"auxiliary_{head}" for head in (1, 2) if head not in trained)
+    expected = [f"The teacher's {untrained} tell class and view"] if untrained else []
+    assert [w[: len(e)] for w, e in zip(found, expected, strict=True)] == expected
+
+
 def test_scores_that_are_no_numbers():
     report = check(compiled(lambda _: tf.fill([48, 3], math.nan)))
     text = " ".join(report.warnings)

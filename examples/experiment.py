@@ -14,22 +14,24 @@ from phases import accuracy, faster_precision, frozen, mean_and_spread, train, w
 
 import keras_ssd as ssd
 
-_TEACHER = flags.DEFINE_string("teacher", "resnet56", "Network of the teacher.")
+_TEACHER = flags.DEFINE_enum("teacher", "resnet56", ssd.models.names(), "Network of the teacher.")
 _CHECKPOINT = flags.DEFINE_string(
     "teacher_checkpoint", None, "The teacher's weights (.pth, .safetensors); trained here if none."
 )
 _HEADS = flags.DEFINE_string(
     "teacher_with_heads", None, "`teacher_with_heads.keras` of an earlier run, to train no teacher."
 )
-_STUDENT = flags.DEFINE_string("student", "resnet20", "Network of the student.")
+_STUDENT = flags.DEFINE_enum("student", "resnet20", ssd.models.names(), "Network of the student.")
 _METHODS = flags.DEFINE_list("methods", None, "Which students to train; all of the script if none.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.")
 _VALIDATION = flags.DEFINE_float("validation", 0.0, "Share of the training images held out.")
-_FEW_SHOT = flags.DEFINE_float("few_shot", 1.0, "Share of the training images students see.")
-_NOISE = flags.DEFINE_float("label_noise", 0.0, "Share of the students' labels that are wrong.")
-_TEACHER_EPOCHS = flags.DEFINE_integer("teacher_epochs", 240, "Epochs of the teacher.")
-_HEAD_EPOCHS = flags.DEFINE_integer("head_epochs", 60, "Epochs of its heads alone.")
-_EPOCHS = flags.DEFINE_integer("epochs", 240, "Epochs of every student.")
+_FEW_SHOT = flags.DEFINE_float("few_shot", 1.0, "Share of the training images students see.", 0, 1)
+_NOISE = flags.DEFINE_float(
+    "label_noise", 0.0, "Share of the students' labels that are wrong.", 0, 1
+)
+_TEACHER_EPOCHS = flags.DEFINE_integer("teacher_epochs", 240, "Epochs of the teacher.", 1)
+_HEAD_EPOCHS = flags.DEFINE_integer("head_epochs", 60, "Epochs of its heads alone.", 1)
+_EPOCHS = flags.DEFINE_integer("epochs", 240, "Epochs of every student.", 1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a step.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Students' learning rate at the start.")
 _NESTEROV = flags.DEFINE_bool("nesterov", True, "Nesterov momentum.")
@@ -42,10 +44,10 @@ _STEM_STRIDE = flags.DEFINE_integer(
 _PRECISION = flags.DEFINE_enum(
     "precision", "measured", ["measured", "float32", "mixed_bfloat16"], "Of all networks."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 1, "Students of each method.")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Students of each method.", 1)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of report, teacher and students.")
 _VERBOSE = flags.DEFINE_integer("verbose", 1, "As in `keras.Model.fit`.")
-_SMOKE = flags.DEFINE_bool("smoke", False, "One epoch of small networks on `digits`.")
+_SMOKE = flags.DEFINE_bool("smoke", False, "One epoch of resnet14 and resnet8 on `digits`.")
 
 _SETTINGS = (
     "teacher",
@@ -137,6 +139,7 @@ def run(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> None:
         validation=_VALIDATION.value,
         data_dir=_DATA_DIR.value,
     )
+    _check_heads(chosen, phases, data)
     precision = {name: _precision(name, data) for name in (_TEACHER.value, _STUDENT.value)}
     teacher = _teacher(phases, data, precision[_TEACHER.value])
     top_1 = accuracy(ssd.strip_heads(teacher), data.test)
@@ -160,9 +163,23 @@ def _checked_flags(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> list[
         raise SystemExit(f"--methods are some of {', '.join(methods)}, got {unknown[0]}.")
     if _CHECKPOINT.value is not None and _HEADS.value is not None:
         raise SystemExit("Give --teacher_checkpoint or --teacher_with_heads, not both.")
-    if _CHECKPOINT.value is not None and not phases[0].heads_alone:
-        raise SystemExit("--joint trains from scratch: give no --teacher_checkpoint with it.")
+    if not phases[0].heads_alone and (_CHECKPOINT.value or _HEADS.value):
+        raise SystemExit("--joint trains from scratch: give no file of a teacher with it.")
+    for path in filter(None, (_CHECKPOINT.value, _HEADS.value)):
+        if not pathlib.Path(path).is_file():
+            raise SystemExit(f"There is no file {path}.")
     return chosen
+
+
+def _check_heads(methods: list[str], phases: tuple[Phase, ...], data: ssd.data.Splits) -> None:
+    """Refuses networks that do not fit before the teacher has been trained for long."""
+    teacher = _built(_TEACHER.value, data, "float32")
+    for phase in phases:
+        teacher = phase.with_heads(teacher)
+    for name in methods:
+        method = METHODS[name]
+        student = method.with_heads(_built(_STUDENT.value, data, "float32"))
+        ssd.Distiller(teacher if method.reads_teacher else None, student, **method.preset())
 
 
 def _teacher(phases: tuple[Phase, ...], data: ssd.data.Splits, precision: str) -> keras.Model:

@@ -371,8 +371,8 @@ def combined(
     Returns:
         `objectives` and `views` for `Distiller`.
 
-    Source: the terms of `hsakd` with its numbers, and the similarity term of `sskd` with the numbers
-    of its code. The two terms of soft labels of SSKD are left out: with the shares of the authors'
+    Source: the terms of `hsakd` with its numbers, and the similarity term of `sskd` with those of
+    its code. The two terms of soft labels of SSKD are left out: with the shares of the authors'
     code they compare all rows, as HSAKD's term does (weighted 3.6 in all at temperature 4, where
     HSAKD has 1 at 3).
     """

@@ -26,9 +26,15 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> dict[str, 
         Dictionary from names to arrays.
 
     Raises:
+        TypeError: If `source` is neither.
         ValueError: If the file cannot be read without running code, or holds no named arrays.
         ImportError: If the package that reads the file is not installed.
     """
+    if not isinstance(source, (str, os.PathLike, Mapping)):
+        raise TypeError(
+            f"`source` must be a path or a mapping from names to arrays, got {type(source).__name__}"
+            ": of a PyTorch module give `module.state_dict()`."
+        )
     content = source if isinstance(source, Mapping) else _read_file(pathlib.Path(source))
     for key in CONTAINER_KEYS:
         if isinstance(content, Mapping) and _is_state_dict(content.get(key)):

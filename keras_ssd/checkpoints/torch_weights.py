@@ -42,6 +42,7 @@ def load_torch_weights(
             of a file out, "net1." and "net2." read the two networks of an online HSAKD file.
 
     Raises:
+        TypeError: If `model` is no Keras model, or `source` of another kind.
         ValueError: If names are missing, unexpected or of another shape, or no name begins with
             `prefix`; or if the file is not one that can be read without running code.
         ImportError: If torch or safetensors, the extra `checkpoints`, is needed and not installed.
@@ -49,13 +50,14 @@ def load_torch_weights(
     Source: the module names of https://github.com/HobbitLong/RepDistiller,
     https://github.com/xuguodong03/SSKD and https://github.com/winycg/HSAKD.
     """
+    _check_model(model)
     arrays = _named_as_here(_chosen(read_state_dict(source), prefix))
     targets = places(model)
     reasons = misfits(
         model,
         {name: place.shape for name, place in targets.items()},
         {name: array.shape for name, array in arrays.items()},
-    ) or _without_numbers(arrays)
+    ) or _bad_numbers(arrays)
     if reasons:
         raise ValueError(
             f"The weights do not fit {model.name!r}, which is unchanged: {'; '.join(reasons)}."
@@ -78,10 +80,12 @@ def to_torch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
         "classifier." is "classifier.0.".
 
     Raises:
+        TypeError: If `model` is no Keras model.
         ValueError: If a layer of the network has no counterpart in that code.
     """
+    _check_model(model)
     arrays = {
-        name: np.transpose(variable.numpy(), np.argsort(axes))
+        name: np.transpose(_as_numpy(variable), np.argsort(axes))
         for name, (variable, axes) in places(model).items()
     }
     heads = tuple(HEADS)
@@ -126,9 +130,25 @@ def _named_as_here(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _without_numbers(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    return [
-        f"{name} holds {array.dtype}, not floating-point numbers"
-        for name, array in arrays.items()
-        if not keras.backend.is_float_dtype(str(array.dtype))
-    ]
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a Keras model, got {model!r}.")
+    if hasattr(model, "student"):
+        raise TypeError(f"`model` must be a network, got {model.name!r}: give `distiller.student`.")
+
+
+def _as_numpy(variable: keras.Variable) -> np.ndarray:
+    array = variable.numpy()  # PyTorch makes no tensor of NumPy's bfloat16
+    return array.astype("float32") if variable.dtype == "bfloat16" else array
+
+
+def _bad_numbers(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    reasons = []
+    for name, array in arrays.items():
+        if not keras.backend.is_float_dtype(str(array.dtype)):
+            reasons.append(f"{name} holds {array.dtype}, not floating-point numbers")
+        elif not np.isfinite(array.astype("float32")).all():
+            reasons.append(f"{name} holds NaN or infinite values")
+        elif name.endswith("running_var") and array.min() < 0:
+            reasons.append(f"{name} holds negative variances")
+    return reasons

@@ -17,6 +17,7 @@ from keras_ssd.distiller.guard import are_probabilities
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.report import CheckReport, NetworkFacts, TermFacts
 from keras_ssd.distiller.steps import RehearsedTerm, Steps
+from keras_ssd.layers.functional import auxiliary_names
 from keras_ssd.layers.structure import (
     compute_dtypes,
     flat_layers,
@@ -25,7 +26,6 @@ from keras_ssd.layers.structure import (
     takes_raw_images,
 )
 from keras_ssd.losses import cosine_similarity, joint_labels
-from keras_ssd.objectives.auxiliary import auxiliary_names
 from keras_ssd.teacher import FrozenTeacher
 
 _FEW_IMAGES = 8  # fewer columns of a similarity matrix say little; the papers have 64

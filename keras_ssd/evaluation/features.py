@@ -117,6 +117,8 @@ class Features:
                 f"{tuple(images.shape[1:])}: resize them (`image_size=` of `data.load`, "
                 "`keras.layers.Resizing`)."
             )
+        if images.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(images)):
+            raise ValueError(f"The images of `{part}` hold NaN or infinite values: mend the data.")
         if first and teacher is not None:
             half = not set(HALVES).isdisjoint(teacher.compute_dtypes)
             self._check_unchanged(teacher(raw), images, tolerance=0.1 if half else 1e-3)

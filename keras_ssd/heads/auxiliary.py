@@ -12,7 +12,13 @@ from keras_ssd.heads.segments import Segments
 from keras_ssd.heads.taps import layers_by_path, rebuild
 from keras_ssd.layers import BatchNormalization
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
-from keras_ssd.layers.functional import as_functional, network_like, outputs_of
+from keras_ssd.layers.functional import (
+    PEER,
+    as_functional,
+    auxiliary_names,
+    network_like,
+    outputs_of,
+)
 from keras_ssd.layers.structure import inner_layers
 from keras_ssd.models import network_of
 from keras_ssd.models.blocks import Blocks
@@ -69,10 +75,15 @@ def with_auxiliary_classifiers(
         raise ValueError(f"`backbone` must be 'trainable' or 'frozen', got {backbone!r}.")
     network = as_functional(model, _ADVICE)
     names = outputs_of(network)
-    if "auxiliary_1" in names:
+    if auxiliary_names(names):
         raise ValueError(
             f"Model {model.name!r} has auxiliary classifiers already: use it, or `strip_heads` "
             "first."
+        )
+    if PEER + "logits" in names:
+        raise ValueError(
+            f"Model {model.name!r} has a peer: give each of the two networks its auxiliary "
+            "classifiers before `with_peer`."
         )
     width = names["logits"].shape[-1] * _checked_views(num_views)
     family = _FamilyHeads.of(network) if taps is None else None
@@ -115,7 +126,10 @@ class _FamilyHeads:
         if family is None:
             return None
         layers = dict(layers_by_path(network))
-        paths = {path.rpartition("/")[2]: path for path in layers}
+        last = [path.rpartition("/")[2] for path in layers]
+        if any(last.count(stage) > 1 for stage in family.stages.values()):
+            return None  # two networks of one family
+        paths = dict(zip(last, layers, strict=True))
         synchronized = any(
             isinstance(layer, BatchNormalization) and layer.synchronized
             for layer in inner_layers(network)

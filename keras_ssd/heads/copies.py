@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from keras_ssd.heads.main_path import is_merge, replay
 _POOLING = (keras.layers.AveragePooling2D, keras.layers.MaxPooling2D)
 
 
-class NotRepeatable(ValueError):  # noqa: N818
+class RepetitionError(ValueError):
     """A call that cannot be made again with a fresh layer."""
 
 
@@ -45,7 +46,7 @@ class Copies:
         """What the calls from `start` to `end` give for `x` in the place of `start`.
 
         Raises:
-            NotRepeatable: If a layer cannot be made or called again.
+            RepetitionError: If a layer cannot be made or called again.
         """
 
         def apply(call: Call, *args: Any, **kwargs: Any) -> Any:
@@ -66,7 +67,7 @@ class Copies:
         out. So is the projection of a shortcut where its input has the right width already.
 
         Raises:
-            NotRepeatable: If a layer cannot be made or called again, or reduces the size all the
+            RepetitionError: If a layer cannot be made or called again, or reduces the size all the
                 same.
         """
         kept = [call for call in calls if not _only_resizes(call.layer)]
@@ -86,7 +87,7 @@ class Copies:
 
         outputs = replay(rest.calls, {id(start): x}, apply)[id(rest.outputs)]
         if outputs.shape[:-1] != x.shape[:-1]:
-            raise NotRepeatable(
+            raise RepetitionError(
                 f"the layers before {calls[-1].name!r} change the size {x.shape[1:-1]} to "
                 f"{outputs.shape[1:-1]} without a `strides` that could be 1"
             )
@@ -103,8 +104,8 @@ class Copies:
         try:
             return self._layer(call.layer, in_one_size)(*args, **kwargs)
         except Exception as error:  # whatever a user's layer raises
-            reason = str(error).strip().partition("\n")[0]
-            raise NotRepeatable(f"{call.name!r} cannot be made again: {reason}") from error
+            reason = textwrap.shorten(str(error), 160, placeholder=" ...")  # some quote all inputs
+            raise RepetitionError(f"{call.name!r} cannot be made again: {reason}") from error
 
     def _layer(self, layer: Any, in_one_size: bool) -> Any:
         if not isinstance(layer, keras.layers.Layer):

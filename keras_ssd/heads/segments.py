@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 from absl import logging
 
-from keras_ssd.heads.copies import Copies, NotRepeatable
+from keras_ssd.heads.copies import Copies, RepetitionError
 from keras_ssd.heads.main_path import MainPath
 from keras_ssd.heads.stages import find_taps
 from keras_ssd.layers.structure import flat_layers
@@ -76,7 +76,7 @@ class Segments:
         layers = Blocks(self._policy(head), Initialization())
         try:
             x = self._repeated(tap, head)
-        except NotRepeatable as error:
+        except RepetitionError as error:
             if len(tap.shape) != 4:
                 raise
             logging.warning(

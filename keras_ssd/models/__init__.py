@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_ssd.layers.structure import inner_layers
 from keras_ssd.models import (
@@ -67,8 +68,8 @@ def build(
             for the arguments below that are not given, such as `data.load(...).info`.
         num_classes: Int > 0.
         input_shape: `(height, width, channels)`; height and width may be None. Every network pools
-            globally, so any size does from 4 on (`wrn_*` and the CIFAR ResNets of basic blocks), 32 on
-            (`*_imagenet`) or 8 on (all others).
+            globally, so any size does from 4 on (`wrn_*` and the CIFAR ResNets of basic blocks),
+            32 on (`*_imagenet`) or 8 on (all others).
         mean: Mean of each channel, of pixel values scaled to 0..1.
         std: Standard deviation of each channel, of pixel values scaled to 0..1.
         stem_stride: Of "mobilenet_v2" alone: 2 by default, as CRD and SSKD run it, or 1, as HSAKD
@@ -113,14 +114,15 @@ def build(
 def network_of(model: keras.Model) -> Network | None:
     """The network of the papers that `model` was built as; None for any other model.
 
-    It is known by its name and the names of the layers that end its stages. `stem_stride`, which
-    no auxiliary classifier depends on, is the default one.
+    It is known by its name, the names of the layers that end its stages and those of its units.
+    `stem_stride`, which no auxiliary classifier depends on, is the default one.
     """
     network = _NETWORKS.get(model.name)
     if network is None:
         return None
     names = {layer.name for layer in inner_layers(model)}
-    return network if names.issuperset(network.stages.values()) else None
+    has_units = all(any(n.startswith(f"{unit}.") for n in names) for unit in network.unit_names)
+    return network if has_units and names.issuperset(network.stages.values()) else None
 
 
 def _with_stem_stride(name: str, stem_stride: Any) -> Network:
@@ -171,6 +173,10 @@ def _check_constants(mean: Any, std: Any, *, channels: int) -> None:
         return
     if mean is None or std is None:
         raise ValueError("Normalisation needs both `mean` and `std`, or neither; got only one.")
+    if np.ndim(mean) != 1 or np.ndim(std) != 1:
+        raise ValueError(
+            f"`mean` and `std` must be lists, a value a channel, got {mean} and {std}."
+        )
     if len(mean) != channels or len(std) != channels:
         raise ValueError(
             f"`mean` and `std` need a value for each of the {channels} channels, "

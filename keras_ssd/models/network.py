@@ -51,7 +51,7 @@ class Network(abc.ABC):
 
     @abc.abstractmethod
     def stem(self, layers: Blocks, images: keras.KerasTensor) -> keras.KerasTensor:
-        """What comes before the units; its last layer is `stage_0`."""
+        """What comes before the units; its last layer, if there is any, is `stage_0`."""
 
     @abc.abstractmethod
     def unit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import tensorflow as tf
 
 from keras_ssd import losses
 from keras_ssd.batch import Batch
+from keras_ssd.layers.functional import auxiliary_names
 from keras_ssd.losses.joint_labels import Rule
 from keras_ssd.objectives.objective import Objective, check_temperature, weighted_sum
 
@@ -20,13 +20,6 @@ _RULES: dict[str, Rule] = {
     "class_accuracy_known_rotation": "known_rotation",
 }
 _DIAGNOSTICS = ("joint_accuracy", *_RULES, "rotation_accuracy")
-
-
-def auxiliary_names(outputs: Mapping[str, Any]) -> list[str]:
-    """The outputs `auxiliary_1`, `auxiliary_2`, ..., from the shallowest to the deepest."""
-    numbers = [re.fullmatch(r"auxiliary_(\d+)", name) for name in outputs]
-    found = sorted(int(number[1]) for number in numbers if number)
-    return [f"auxiliary_{number}" for number in found]
 
 
 class _Auxiliary(Objective):

@@ -35,8 +35,12 @@ class Mutual(Objective):
     """
 
     def __init__(self, objective: Objective, *, name: str | None = None) -> None:
-        if not isinstance(objective, Objective) or objective.state is not None:
-            raise TypeError(f"`objective` must be an Objective without state, got {objective!r}.")
+        fits = isinstance(objective, Objective) and not isinstance(objective, Mutual)
+        if not fits or objective.state is not None:
+            raise TypeError(
+                "`objective` must be an Objective without state and no `Mutual` itself, got "
+                f"{objective!r}."
+            )
         super().__init__(weight=objective.weight, name=name or objective.name)
         self.objective = objective
         names = dict.fromkeys((*objective.student_outputs, *objective.teacher_outputs))

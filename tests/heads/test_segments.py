@@ -30,10 +30,10 @@ PUBLISHED = {  # network: parameters of each classifier at 100 classes x 4 views
     "resnet20": (283_344, 231_696, 247_952),
     "resnet8x4": (1_251_984, 1_021_840, 1_283_472),
     "wrn_16_2": (708_560, 577_040, 642_704),
-    "vgg13": (9_577_104, 9_355_152, 8_468_880, 9_648_528),
     "vgg8": (4_117_008, 4_042_896, 3_747_216, 4_926_864),
 }
 LARGE = {
+    "vgg13": (9_577_104, 9_355_152, 8_468_880, 9_648_528),
     "resnet56": (838_608, 675_600, 691_856),
     "wrn_40_2": (2_186_192, 1_758_736, 1_824_400),
     "shufflenet_v2": (1_632_716, 1_388_536, 1_498_736),
@@ -288,7 +288,8 @@ class Unsaved(layers.Layer):
 
 def unsaved():
     images = keras.Input((16, 16, 3))
-    x = unit(unit(images, 4), 4, name="stage_1")
+    x = layers.Rescaling(2.0, dtype="float32")(images)
+    x = unit(unit(x, 4), 4, name="stage_1")
     x = unit(x, 6, 2, name="stage_2")
     x = Unsaved(layers.Conv2D(7, 3, 2, padding="same"), name="mine")(x)
     return classified(images, layers.ReLU(name="stage_3")(x))
@@ -315,15 +316,32 @@ def test_where_a_layer_cannot_be_made_again_the_classifier_is_a_small_one(caplog
     )
 
 
+def test_an_activation_that_no_config_holds(caplog):
+    images = keras.Input((16, 16, 3))
+    x = unit(unit(images, 4), 4, name="stage_1")
+    x = conv(x, 6, strides=2, name="lambda", activation=lambda x: x * 2)
+    model = classified(images, layers.ReLU(name="stage_2")(x))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with_heads(model)
+    assert not warned
+    assert "'lambda' cannot be made again: " in caplog.text
+
+
+def test_a_small_classifier_has_the_precision_of_what_it_begins_at():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = unsaved()
+    keras.config.set_dtype_policy("float32")
+    fresh = layers_of_head(with_heads(model), 3)
+    assert fresh["small.0.conv1"].dtype_policy.name == "mixed_bfloat16"
+    assert fresh["logits"].compute_dtype == "float32"
+
+
 def test_layers_without_weights_that_no_config_holds_are_called_as_they_are(caplog):
     images = keras.Input((16, 16, 3))
     x = unit(unit(images, 4), 4, name="stage_1")
     x = layers.Lambda(lambda x: x[..., ::-1], name="swap")(unit(x, 6, 2))
-    model = classified(images, layers.ReLU(name="stage_2")(x))
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        network = with_heads(model)
-    assert not warned
+    network = with_heads(classified(images, layers.ReLU(name="stage_2")(x)))
     assert caplog.text == ""
     fresh = layers_of_head(network, 2)["logits"]
     assert fresh.kernel.shape == (6, 2 * CLASSES)

@@ -365,7 +365,7 @@ def test_mutual_asks_its_objective():
     other = {"logits": tf.zeros([4, 3]), "peer_logits": tf.zeros([4, 5])}
     with pytest.raises(ValueError, match="5 classes and the student 3"):
         Mutual(SoftLabels()).check_outputs(None, other, 1)
-    with pytest.raises(TypeError, match="must be an Objective without state, got 3"):
+    with pytest.raises(TypeError, match=r"must be an Objective without state .*, got 3"):
         Mutual(3)
     assert Mutual(SimilarityTransfer()).compares_images
     assert Mutual(HardLabels()).needs_labels
@@ -411,7 +411,6 @@ KEPT = {  # name: images that the network and its peer classify correctly
     "none of the peer's": ((0, 0, 0), (1, 1, 1)),
     "none at all": ((0, 0, 0), (0, 0, 0)),
     "unequal": ((1, 1, 0), (0, 0, 1)),
-    "unequal, other replica": ((1, 0, 0), (0, 1, 1)),
 }
 
 
@@ -429,8 +428,9 @@ def test_mutual_adds_the_means_of_the_rows_that_each_direction_keeps(case):
         np.testing.assert_allclose(gradients[name], expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("first", [1, 2])
-@pytest.mark.parametrize("case", KEPT)
+@pytest.mark.parametrize(
+    ("case", "first"), [("none of the first's", 1), ("none of the peer's", 2), ("unequal", 1)]
+)
 def test_mutual_adds_these_means_on_replicas_too(two_replicas, case, first):
     """Of the three images one replica gets `first`."""
     peers, batch, turned = directions(*KEPT[case])

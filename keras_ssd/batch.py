@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import tensorflow as tf
 
 from keras_ssd.collectives import row_count
 
+PEER = "peer_"  # what the names of a second network's outputs begin with
 Rows = Literal["plain", "transformed", "all"]
+
+
+def auxiliary_names(outputs: Mapping[str, Any]) -> list[str]:
+    """The outputs `auxiliary_1`, `auxiliary_2`, ..., from the shallowest to the deepest."""
+    numbers = [re.fullmatch(r"auxiliary_(\d+)", name) for name in outputs]
+    found = sorted(int(number[1]) for number in numbers if number)
+    return [f"auxiliary_{number}" for number in found]
 
 
 def check_rows(which: str) -> None:

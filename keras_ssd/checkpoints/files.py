@@ -32,8 +32,8 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> dict[str, 
     """
     if not isinstance(source, (str, os.PathLike, Mapping)):
         raise TypeError(
-            f"`source` must be a path or a mapping from names to arrays, got {type(source).__name__}"
-            ": of a PyTorch module give `module.state_dict()`."
+            "`source` must be a path or a mapping from names to arrays, got a "
+            f"{type(source).__name__}: of a PyTorch module give `module.state_dict()`."
         )
     content = source if isinstance(source, Mapping) else _read_file(pathlib.Path(source))
     for key in CONTAINER_KEYS:

@@ -10,14 +10,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssd.batch import Batch
+from keras_ssd.batch import Batch, auxiliary_names
 from keras_ssd.distiller import preflight
 from keras_ssd.distiller.diagnosis import is_chance, teacher_findings
 from keras_ssd.distiller.guard import are_probabilities
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.report import CheckReport, NetworkFacts, TermFacts
 from keras_ssd.distiller.steps import RehearsedTerm, Steps
-from keras_ssd.layers.functional import auxiliary_names
 from keras_ssd.layers.structure import (
     compute_dtypes,
     flat_layers,

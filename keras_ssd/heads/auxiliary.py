@@ -8,17 +8,12 @@ from typing import Literal
 
 import keras
 
+from keras_ssd.batch import PEER, auxiliary_names
 from keras_ssd.heads.segments import Segments
 from keras_ssd.heads.taps import layers_by_path, rebuild
 from keras_ssd.layers import BatchNormalization
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
-from keras_ssd.layers.functional import (
-    PEER,
-    as_functional,
-    auxiliary_names,
-    network_like,
-    outputs_of,
-)
+from keras_ssd.layers.functional import as_functional, network_like, outputs_of
 from keras_ssd.layers.structure import inner_layers
 from keras_ssd.models import network_of
 from keras_ssd.models.blocks import Blocks

@@ -104,7 +104,7 @@ class Copies:
         try:
             return self._layer(call.layer, in_one_size)(*args, **kwargs)
         except Exception as error:  # whatever a user's layer raises
-            reason = textwrap.shorten(str(error), 160, placeholder=" ...")  # some quote all inputs
+            reason = textwrap.shorten(str(error), 160)  # some quote whole configs
             raise RepetitionError(f"{call.name!r} cannot be made again: {reason}") from error
 
     def _layer(self, layer: Any, in_one_size: bool) -> Any:

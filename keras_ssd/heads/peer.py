@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import keras
 
-from keras_ssd.layers.functional import PEER, as_functional, network_like, outputs_of
+from keras_ssd.batch import PEER
+from keras_ssd.layers.functional import as_functional, network_like, outputs_of
 
 _ADVICE = "build both as functional models"
 

@@ -78,7 +78,10 @@ class Segments:
             x = self._repeated(tap, head)
         except RepetitionError as error:
             if len(tap.shape) != 4:
-                raise
+                raise ValueError(
+                    f"Auxiliary classifier {head} of {self._name!r} cannot repeat the network: "
+                    f"{error}. Choose other `taps=`, or mend the layer's `get_config`."
+                ) from error
             logging.warning(
                 "Auxiliary classifier %d of %r is a small one and not the paper's: %s.",
                 *(head, self._name, error),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-PEER = "peer_"  # what the names of a second network's outputs begin with
 NAME_OUTPUTS = "return a dict such as {'logits': ..., 'projection': ...} from its `call` instead"
 
 
@@ -65,13 +62,6 @@ def outputs_of(model: keras.Model) -> dict[str, keras.KerasTensor]:
 def single(outputs: Any) -> Any:
     """The outputs of a model as Keras answers: of a list of one output, that one."""
     return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs
-
-
-def auxiliary_names(outputs: Mapping[str, Any]) -> list[str]:
-    """The outputs `auxiliary_1`, `auxiliary_2`, ..., from the shallowest to the deepest."""
-    numbers = [re.fullmatch(r"auxiliary_(\d+)", name) for name in outputs]
-    found = sorted(int(number[1]) for number in numbers if number)
-    return [f"auxiliary_{number}" for number in found]
 
 
 def network_like(model: keras.Model, inputs: Any, outputs: Any) -> keras.Model:

@@ -120,7 +120,8 @@ class Blocks:
 
     def end(self, x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
         """`x` itself, under a name, where no layer without weights ends a stage."""
-        return keras.layers.Identity(dtype=self.policy, name=name)(x)
+        # The name: Keras cannot save an `Identity` that was given a policy.
+        return keras.layers.Identity(dtype=self.policy.name, name=name)(x)
 
     def add(self, x: keras.KerasTensor, y: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
         """The sum of two maps of one shape."""

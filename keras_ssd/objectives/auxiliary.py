@@ -9,8 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssd import losses
-from keras_ssd.batch import Batch
-from keras_ssd.layers.functional import auxiliary_names
+from keras_ssd.batch import Batch, auxiliary_names
 from keras_ssd.losses.joint_labels import Rule
 from keras_ssd.objectives.objective import Objective, check_temperature, weighted_sum
 

@@ -9,9 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ssd.batch import Batch
+from keras_ssd.batch import PEER, Batch
 from keras_ssd.collectives import all_sum
-from keras_ssd.layers.functional import PEER
 from keras_ssd.objectives.objective import Objective
 
 

@@ -98,6 +98,19 @@ def check_sizes(model, row, num_classes):
     assert model.output.shape == (None, num_classes)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v2"])
+def test_saving(tmp_path, name, policy):
+    model = small(name, dtype=policy)
+    model.save(tmp_path / "network.keras")
+    loaded = keras.models.load_model(tmp_path / "network.keras")
+    assert [each.dtype_policy.name for each in loaded.layers] == [
+        each.dtype_policy.name for each in model.layers
+    ]
+    images = np.random.RandomState(0).standard_normal((2, 8, 8, 3))
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
 def test_names():
     assert models.names() == [*CIFAR, *IMAGENET]
 

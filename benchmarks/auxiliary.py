@@ -15,7 +15,7 @@ BUILD_GOAL = 20  # seconds
 
 
 def measure(full: bool) -> dict[str, dict]:
-    """HSAKD on the wide pair, the combination on the small one (full: each on both, both precisions)."""
+    """HSAKD on the wide pair, the combination on the small one (full: all pairs)."""
     settings = [
         Setting(WIDE, BFLOAT16, preset="hsakd"),
         Setting(SMALL, BFLOAT16, preset="combined"),

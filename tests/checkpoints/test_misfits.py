@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from keras_ssd import with_auxiliary_classifiers, with_projection
-from keras_ssd.checkpoints import load_torch_weights
+from keras_ssd import Distiller, presets, with_auxiliary_classifiers, with_projection
+from keras_ssd.checkpoints import load_torch_weights, to_torch_state_dict
 
 from .states import network, prefixed, random_state, unchanged
 
@@ -189,3 +189,29 @@ def test_another_head():
     assert "the network has auxiliary classifiers, the checkpoint has not" in told
     assert "missing" not in told
     assert "unexpected" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("fc.bias", np.nan, "fc.bias holds NaN or infinite values"),
+        ("layer1.0.conv1.weight", np.inf, "layer1.0.conv1.weight holds NaN or infinite values"),
+        ("bn1.running_var", -1e-3, "bn1.running_var holds negative variances"),
+    ],
+)
+def test_numbers_that_no_network_has(name, value, reason):
+    model = network("resnet8")
+    state = random_state(model)
+    state[name].flat[-1] = value
+    assert refusal(model, state) == f"{reason}."
+
+
+def test_things_that_are_no_networks_or_files():
+    model = network("resnet8")
+    with pytest.raises(TypeError, match=r"got a list: .*`module.state_dict\(\)`"):
+        load_torch_weights(model, [1, 2])
+    with pytest.raises(TypeError, match="must be a Keras model, got 'resnet8'"):
+        load_torch_weights("resnet8", {})
+    distiller = Distiller(student=model, **presets.labels_only())
+    with pytest.raises(TypeError, match=r"give `distiller\.student`"):
+        to_torch_state_dict(distiller)

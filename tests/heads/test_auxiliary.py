@@ -8,7 +8,12 @@ import pytest
 import tensorflow as tf
 
 from keras_ssd import models
-from keras_ssd.heads import strip_heads, with_auxiliary_classifiers, with_projection
+from keras_ssd.heads import (
+    strip_heads,
+    with_auxiliary_classifiers,
+    with_peer,
+    with_projection,
+)
 from keras_ssd.layers import BatchNormalization, FrozenBackbone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype("uint8")
@@ -310,3 +315,38 @@ def test_mistakes():
     for num_views in (1, 0, -4, True, 2.0, "4", None):
         with pytest.raises(ValueError, match="`num_views` must be an integer of 2 or more, got"):
             with_auxiliary_classifiers(model, num_views=num_views)
+
+
+def test_precision_of_a_loaded_network(tmp_path):
+    build(dtype="mixed_bfloat16").save(tmp_path / "network.keras")
+    loaded = keras.models.load_model(tmp_path / "network.keras")
+    network = with_auxiliary_classifiers(loaded)
+    head = network.get_layer("auxiliary_classifier.block_extractor3.0.0.conv1")
+    assert head.compute_dtype == "bfloat16"
+    assert network.get_layer("auxiliary_classifier.fc3").compute_dtype == "float32"
+
+
+def test_peers_get_their_heads_before():
+    with pytest.raises(ValueError, match="has a peer: give each of the two networks its"):
+        with_auxiliary_classifiers(with_peer(build(), build()))
+
+
+def test_other_outputs_named_like_a_head():
+    model = build()
+    taken = keras.Model(model.input, {"logits": model.output, "auxiliary_2": model.output})
+    with pytest.raises(ValueError, match="has auxiliary classifiers already"):
+        with_auxiliary_classifiers(taken)
+
+
+def test_a_network_of_ones_own_with_our_names_is_none_of_ours():
+    images = keras.Input((16, 16, 3))
+    x = images
+    for stage in range(4):
+        stride = 2 if stage > 1 else 1
+        x = keras.layers.Conv2D(4, 3, stride, "same", name=f"my_convolution_{stage}")(x)
+        x = keras.layers.ReLU(name=f"stage_{stage}")(x)
+    pooled = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(images, keras.layers.Dense(3)(pooled), name="resnet8")
+    assert models.network_of(model) is None
+    names = {layer.name for layer in with_auxiliary_classifiers(model).layers}
+    assert "auxiliary_classifier.1.my_convolution_3" in names

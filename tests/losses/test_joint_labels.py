@@ -96,6 +96,13 @@ def test_large_and_half_precision_logits_stay_finite(dtype):
     assert np.isfinite(losses.view_scores(logits, 2)).all()
 
 
+def test_impossible_classes_leave_the_others_finite():
+    logits = tf.constant([[-np.inf, 1.0, 2.0, 3.0], [0.0, 1.0, -np.inf, 3.0]])
+    np.testing.assert_array_equal(
+        losses.class_scores(logits, 2, "known_rotation"), [[-np.inf, 2], [1, 3]]
+    )
+
+
 def test_under_xla():
     logits = tf.random.stateless_normal([8, 12], [0, 0])
     for rule in RULES:

@@ -367,6 +367,8 @@ def test_mutual_asks_its_objective():
         Mutual(SoftLabels()).check_outputs(None, other, 1)
     with pytest.raises(TypeError, match=r"must be an Objective without state .*, got 3"):
         Mutual(3)
+    with pytest.raises(TypeError, match="no `Mutual` itself"):
+        Mutual(Mutual(HardLabels()))
     assert Mutual(SimilarityTransfer()).compares_images
     assert Mutual(HardLabels()).needs_labels
     assert Mutual(SoftLabels(weight=3)).weight == 3

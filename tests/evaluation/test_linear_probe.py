@@ -423,6 +423,10 @@ BAD_DATA = {
         (np.zeros((21, 8, 8, 3)), TRAIN[1]),
         r"takes images \(4, 4, 3\), those of `train` are",
     ),
+    "an image of NaN": (
+        (np.where(np.arange(21)[:, None, None, None] == 7, np.nan, TRAIN[0]), TRAIN[1]),
+        "The images of `train` hold NaN or infinite values",
+    ),
     "vectors": ((np.zeros((21, 48)), TRAIN[1]), r"must be \[batch, height, width, channels\], got"),
     "images alone": (tf.data.Dataset.from_tensors(TRAIN[0]), "must give pairs"),
     "a dict": (tf.data.Dataset.from_tensors(({"image": TRAIN[0]}, TRAIN[1])), "must give pairs"),

@@ -197,7 +197,7 @@ def test_values_of_the_teacher():
 
 
 def test_teacher_that_is_smaller_than_the_student():
-    with pytest.warns(UserWarning, match=r"fewer parameters \(159\) than the student \(235\)"):
+    with pytest.warns(UserWarning, match=r"fewer parameters \(139\) than the student \(207\)"):
         ssd.Distiller(teacher=network(), student=teacher_network(), **KD)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -12,15 +12,15 @@ from .hsakd import (
     TAUGHT,
     diagnostics_of,
     distiller,
-    each,
     heads_of,
     preset_of,
+    some,
     uneven_examples,
 )
 from .tiny import IMAGES, LABELS, evaluate, fit, sgd, step
 
 
-@each
+@some("hsakd_teacher", "combined", "hsakd_online")
 def test_diagnostics_are_shown_where_the_terms_are(method):
     model = distiller(method, evaluate_views=False)
     expected = diagnostics_of(method)
@@ -32,7 +32,7 @@ def test_diagnostics_are_shown_where_the_terms_are(method):
     assert {name for name in evaluated if "accuracy" in name} == expected
 
 
-@each
+@some("hsakd_teacher", "combined", "hsakd_online")
 def test_diagnostics_switched_off(method):
     preset = preset_of(method, diagnostics=False)
     model = distiller(method, preset=preset, evaluate_views=True)

@@ -273,6 +273,8 @@ def test_precision(policy, backbone):
     network = with_auxiliary_classifiers(build(dtype=policy), backbone=backbone)
     full = "float64" if policy == "float64" else "float32"
     assert network.dtype_policy.name == policy
+    if backbone == "frozen":
+        assert network.get_layer("backbone").frozen.model.dtype_policy.name == policy
     assert {rows.dtype.name for rows in network(IMAGES).values()} == {full}
     heads = [layer for layer in network.layers if layer.name.startswith("auxiliary_classifier")]
     convolutions = [layer for layer in heads if isinstance(layer, keras.layers.Conv2D)]

@@ -76,14 +76,19 @@ class Method:
     Args:
         preset: Of `keras_ssd.presets`.
         with_heads: From the plain student to the network that is trained.
-        reads_teacher: Whether there is a teacher.
-        turns: Whether the preset has a `crop` of turned images.
     """
 
     preset: Callable[..., dict[str, Any]]
     with_heads: Callable[[keras.Model], keras.Model] = lambda model: model
-    reads_teacher: bool = True
-    turns: bool = False
+
+    def distiller(
+        self, teacher: keras.Model | ssd.FrozenTeacher, student: keras.Model, **options: Any
+    ) -> ssd.Distiller:
+        """What trains a plain student, with the teacher if the method reads one."""
+        preset = _with_crop(self.preset)
+        reads = any(objective.teacher_outputs for objective in preset["objectives"])
+        network = self.with_heads(student)
+        return ssd.Distiller(teacher if reads else None, network, **preset, **options)
 
 
 def with_all_heads(model: keras.Model, **options: Any) -> keras.Model:
@@ -92,11 +97,11 @@ def with_all_heads(model: keras.Model, **options: Any) -> keras.Model:
 
 
 METHODS = {
-    "labels_only": Method(ssd.presets.labels_only, reads_teacher=False),
+    "labels_only": Method(ssd.presets.labels_only),
     "kd": Method(ssd.presets.kd),
-    "sskd": Method(ssd.presets.sskd, ssd.with_projection, turns=True),
-    "hsakd": Method(ssd.presets.hsakd, ssd.with_auxiliary_classifiers, turns=True),
-    "combined": Method(ssd.presets.combined, with_all_heads, turns=True),
+    "sskd": Method(ssd.presets.sskd, ssd.with_projection),
+    "hsakd": Method(ssd.presets.hsakd, ssd.with_auxiliary_classifiers),
+    "combined": Method(ssd.presets.combined, with_all_heads),
 }
 
 
@@ -140,8 +145,9 @@ def run(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> None:
         data_dir=_DATA_DIR.value,
     )
     _check_heads(chosen, phases, data)
-    precision = {name: _precision(name, data) for name in (_TEACHER.value, _STUDENT.value)}
-    teacher = _teacher(phases, data, precision[_TEACHER.value])
+    trained_here = [_STUDENT.value] if _HEADS.value else [_TEACHER.value, _STUDENT.value]
+    precision = {name: _precision(name, data) for name in trained_here}
+    teacher = _teacher(phases, data, precision)
     top_1 = accuracy(ssd.strip_heads(teacher), data.test)
     print(f"teacher: {top_1:.4f} top-1 on {data.info.counts['test']} images", flush=True)
     frozen_teacher, precision["frozen teacher"] = _frozen(teacher, data)
@@ -173,21 +179,24 @@ def _checked_flags(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> list[
 
 def _check_heads(methods: list[str], phases: tuple[Phase, ...], data: ssd.data.Splits) -> None:
     """Refuses networks that do not fit before the teacher has been trained for long."""
-    teacher = _built(_TEACHER.value, data, "float32")
-    for phase in phases:
-        teacher = phase.with_heads(teacher)
+    if _HEADS.value is not None:
+        teacher = keras.models.load_model(_HEADS.value)
+    else:
+        teacher = _built(_TEACHER.value, data, "float32")
+        for phase in phases:
+            teacher = phase.with_heads(teacher)
     for name in methods:
-        method = METHODS[name]
-        student = method.with_heads(_built(_STUDENT.value, data, "float32"))
-        ssd.Distiller(teacher if method.reads_teacher else None, student, **method.preset())
+        METHODS[name].distiller(teacher, _built(_STUDENT.value, data, "float32"))
 
 
-def _teacher(phases: tuple[Phase, ...], data: ssd.data.Splits, precision: str) -> keras.Model:
+def _teacher(
+    phases: tuple[Phase, ...], data: ssd.data.Splits, precision: Mapping[str, str]
+) -> keras.Model:
     """The trained teacher with trained heads, saved."""
     if _HEADS.value is not None:
         return keras.models.load_model(_HEADS.value)
     keras.utils.set_random_seed(0)
-    teacher = _built(_TEACHER.value, data, precision)
+    teacher = _built(_TEACHER.value, data, precision[_TEACHER.value])
     if _CHECKPOINT.value is not None:
         ssd.checkpoints.load_torch_weights(teacher, _CHECKPOINT.value)
     elif phases[0].heads_alone:
@@ -195,7 +204,7 @@ def _teacher(phases: tuple[Phase, ...], data: ssd.data.Splits, precision: str) -
         _train(distiller, data, epochs=_TEACHER_EPOCHS.value)
     for phase in phases:
         teacher = phase.with_heads(teacher)
-        distiller = ssd.Distiller(student=teacher, **phase.preset(**_crop(turns=True)))
+        distiller = ssd.Distiller(student=teacher, **_with_crop(phase.preset))
         epochs = _HEAD_EPOCHS.value if phase.heads_alone else _TEACHER_EPOCHS.value
         _train(distiller, data, epochs=epochs, drops=phase.drops, evaluate_views=True)
     path = pathlib.Path(_OUTPUT.value, "teacher_with_heads.keras")
@@ -223,24 +232,20 @@ def _frozen(teacher: keras.Model, data: ssd.data.Splits) -> tuple[ssd.FrozenTeac
     return frozen(teacher, images)
 
 
-def _crop(*, turns: bool) -> dict[str, str]:
-    return {"crop": _CROP.value} if turns and _CROP.value is not None else {}
+def _with_crop(preset: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """A preset, with `--crop` where its views are turned."""
+    turns = preset()["views"].num_views > 1
+    return preset(crop=_CROP.value) if turns and _CROP.value is not None else preset()
 
 
 def _student(
     name: str, teacher: ssd.FrozenTeacher, data: ssd.data.Splits, precision: str, seed: int
 ) -> dict[str, float]:
     """Trains, exports and measures a student."""
-    method = METHODS[name]
     start = time.perf_counter()
     keras.utils.set_random_seed(seed)  # every method starts from the same weights
     student = _built(_STUDENT.value, data, precision)
-    distiller = ssd.Distiller(
-        teacher if method.reads_teacher else None,
-        method.with_heads(student),
-        **method.preset(**_crop(turns=method.turns)),
-        seed=seed,
-    )
+    distiller = METHODS[name].distiller(teacher, student, seed=seed)
     history = _train(
         distiller, data, epochs=_EPOCHS.value, learning_rate=_LEARNING_RATE.value
     ).history

@@ -14,7 +14,6 @@ import tensorflow as tf
 from keras_ssd.callbacks import followed
 from keras_ssd.distiller import preflight, saving
 from keras_ssd.distiller.check import report_on
-from keras_ssd.distiller.compiled_metrics import refuse_probability_form
 from keras_ssd.distiller.first_batch import first_batch, num_batches
 from keras_ssd.distiller.guard import plain_sentences
 from keras_ssd.distiller.inputs import Inputs
@@ -157,14 +156,7 @@ class Distiller(Steps):
         Raises:
             ValueError: If a combination cannot be honoured.
         """
-        if loss is not None:
-            if isinstance(loss, str):
-                raise ValueError(
-                    f"`loss` {loss!r} is a name, and names mean the form that expects "
-                    "probabilities: give an object such as "
-                    "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
-                )
-            refuse_probability_form("loss", loss)
+        preflight.check_loss(loss)
         with self.distribute_strategy.scope():
             optimizer = keras.optimizers.get(optimizer)
         preflight.check_scope("optimizer", optimizer.variables, self.distribute_strategy)
@@ -174,6 +166,13 @@ class Distiller(Steps):
                 replicas, optimizer, loss, jit_compile, steps_per_execution
             )
         self.evaluate_views = bool(evaluate_views)
+        options = {
+            "loss": loss,
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+            "jit_compile": jit_compile,
+            "auto_scale_loss": auto_scale_loss,
+        }
         with self.distribute_strategy.scope():
             trackers = Trackers(
                 [objective.name for objective in self.objectives],
@@ -183,27 +182,16 @@ class Distiller(Steps):
             )
             self._compile_loss = None  # Keras would keep the loss of an earlier `compile`
             self.loss = None
-            super().compile(
-                optimizer=optimizer,
-                loss=loss,
-                run_eagerly=run_eagerly,
-                steps_per_execution=steps_per_execution,
-                jit_compile=jit_compile,
-                auto_scale_loss=auto_scale_loss,
-            )
+            super().compile(optimizer=optimizer, **options)
             if not self.optimizer.built:
                 self.optimizer.build(self.student.trainable_variables)
         self._trackers = trackers
         self._compile_arguments = saving.Hidden(
             {
-                "loss": loss,
+                **options,
                 "metrics": metrics,
                 "weighted_metrics": weighted_metrics,
                 "evaluate_views": evaluate_views,
-                "run_eagerly": run_eagerly,
-                "steps_per_execution": steps_per_execution,
-                "jit_compile": jit_compile,
-                "auto_scale_loss": auto_scale_loss,
             }
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.collectives import num_replicas
+from keras_ssd.distiller.compiled_metrics import refuse_probability_form
 from keras_ssd.heads import strip_heads
 from keras_ssd.layers.functional import is_functional
 from keras_ssd.layers.structure import flat_layers, takes_raw_images
@@ -251,7 +252,8 @@ def warn_if_teacher_is_smaller(teacher: FrozenTeacher, student: keras.Model) -> 
 
 
 def _size_without_heads(network: keras.Model) -> int:
-    return (strip_heads(network) if is_functional(network) else network).count_params()
+    has_logits = is_functional(network) and "logits" in (known_outputs(network) or ())
+    return (strip_heads(network) if has_logits else network).count_params()
 
 
 def check_fit(x: Any, y: Any, class_weight: Any) -> None:
@@ -320,6 +322,17 @@ def value_findings(
                 f"{low:.4g}..{high:.4g}: build it with `data.info`, or normalise the images."
             )
     return findings
+
+
+def check_loss(loss: Any) -> None:
+    """Refuses a `compile(loss=)` that expects probabilities."""
+    if isinstance(loss, str):
+        raise ValueError(
+            f"`loss` {loss!r} is a name, and names mean the form that expects probabilities: give "
+            "an object such as keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+        )
+    if loss is not None:
+        refuse_probability_form("loss", loss)
 
 
 def refuse_across_replicas(

@@ -14,7 +14,7 @@ from keras_ssd.heads.taps import layers_by_path, rebuild
 from keras_ssd.layers import BatchNormalization
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
 from keras_ssd.layers.functional import as_functional, network_like, outputs_of
-from keras_ssd.layers.structure import inner_layers
+from keras_ssd.layers.structure import inner_layers, policy_of
 from keras_ssd.models import network_of
 from keras_ssd.models.blocks import Blocks
 from keras_ssd.models.network import Network
@@ -130,8 +130,7 @@ class _FamilyHeads:
             for layer in inner_layers(network)
         )
         taps = [paths[family.stages[unit]] for unit in family.taps]
-        policy = layers[taps[-1]].dtype_policy  # a loaded model has lost its own
-        blocks = Blocks(policy, family.auxiliary_initialization, synchronized)
+        blocks = Blocks(policy_of(network), family.auxiliary_initialization, synchronized)
         return cls(family, taps, blocks)
 
     def auxiliary_logits(self, tap: keras.KerasTensor, head: int, width: int) -> keras.KerasTensor:

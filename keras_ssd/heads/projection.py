@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import keras
@@ -10,6 +9,8 @@ import keras
 from keras_ssd.heads.taps import with_embedding
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
 from keras_ssd.layers.functional import as_functional, network_like, outputs_of
+from keras_ssd.layers.structure import policy_of
+from keras_ssd.models.initializers import Initialization
 
 
 def with_projection(
@@ -66,7 +67,7 @@ def with_projection(
     if backbone == "frozen":
         outputs = FrozenBackbone(network, name="backbone")(network.input)
     kept = {name: outputs[name] for name in names}
-    projection = _projection_head(outputs["embedding"], network.dtype_policy)
+    projection = _projection_head(outputs["embedding"], policy_of(network))
     return network_like(model, network.input, {**kept, "projection": projection})
 
 
@@ -79,12 +80,11 @@ def _projection_head(embedding: keras.KerasTensor, policy: keras.DTypePolicy) ->
 def _dense(
     inputs: keras.KerasTensor, name: str, dtype: str | keras.DTypePolicy
 ) -> keras.KerasTensor:
-    width = inputs.shape[-1]
-    bound = 1 / math.sqrt(width)
+    width, initialization = inputs.shape[-1], Initialization()
     return keras.layers.Dense(
         width,
-        kernel_initializer=keras.initializers.RandomUniform(-bound, bound),
-        bias_initializer=keras.initializers.RandomUniform(-bound, bound),
+        kernel_initializer=initialization.dense_kernel(width),
+        bias_initializer=initialization.bias_of_dense(width),
         dtype=dtype,
         name=name,
     )(inputs)

@@ -50,6 +50,12 @@ def flat_layers(network: keras.layers.Layer) -> list[keras.layers.Layer]:
     return network._flatten_layers()  # Keras has no public walk that enters custom layers
 
 
+def policy_of(network: keras.Model) -> keras.DTypePolicy:
+    """The dtype policy of the first layer with weights: a loaded model has lost its own."""
+    policies = (layer.dtype_policy for layer in inner_layers(network) if layer.weights)
+    return next(policies, network.dtype_policy)
+
+
 def takes_raw_images(network: Any) -> bool | None:
     """Whether a network takes raw images, 0 to 255, and normalises them in its first layer.
 

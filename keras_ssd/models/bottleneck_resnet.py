@@ -38,30 +38,31 @@ class BottleneckResNet(Network):
         x = layers.convolution(images, 64, 3, name="conv1")
         return layers.relu(layers.batch_norm(x, name="bn1"), name="stage_0")
 
-    def unit(
+    def num_blocks(self, unit: int) -> int:
+        """Those of the stage."""
+        return self.blocks[unit]
+
+    def block(
         self,
         layers: Blocks,
         x: keras.KerasTensor,
         unit: int,
+        index: int,
         *,
         name: str,
         output_name: str,
-        reduce: bool = True,
+        reduce: bool,
     ) -> keras.KerasTensor:
-        """A stage; the first block of all but the first halves height and width."""
-        last = self.blocks[unit] - 1
-        for index in range(last + 1):
-            block = f"{name}.{index}"
-            x = bottleneck(
-                layers,
-                x,
-                64 * 2**unit,
-                stride=2 if reduce and unit > 0 and index == 0 else 1,
-                name=block,
-                projection_name=f"{block}.shortcut",
-                output_name=output_name if index == last else f"{block}.relu3",
-            )
-        return x
+        """The first block of all stages but the first halves height and width."""
+        return bottleneck(
+            layers,
+            x,
+            64 * 2**unit,
+            stride=2 if reduce and unit > 0 else 1,
+            name=f"{name}.{index}",
+            projection_name=f"{name}.{index}.shortcut",
+            output_name=output_name,
+        )
 
 
 def bottleneck(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import keras
@@ -43,48 +44,31 @@ class ImageNetResNet(Network):
         x = layers.pad(x, 1, name="pool.padding")  # behind a ReLU 0 is as good as minus infinity
         return layers.max_pool(x, 3, name="stage_0")
 
-    def unit(
+    def num_blocks(self, unit: int) -> int:
+        """Those of the stage."""
+        return self.blocks[unit]
+
+    def block(
         self,
         layers: Blocks,
         x: keras.KerasTensor,
         unit: int,
+        index: int,
         *,
         name: str,
         output_name: str,
-        reduce: bool = True,
+        reduce: bool,
     ) -> keras.KerasTensor:
-        """A stage; the first block of all but the first halves height and width."""
-        last = self.blocks[unit] - 1
-        for index in range(last + 1):
-            x = self._block(
-                layers,
-                x,
-                64 * 2**unit,
-                stride=2 if reduce and unit > 0 and index == 0 else 1,
-                name=f"{name}.{index}",
-                output_name=output_name if index == last else f"{name}.{index}.output",
-            )
-        return x
-
-    def _block(
-        self,
-        layers: Blocks,
-        x: keras.KerasTensor,
-        width: int,
-        *,
-        stride: int,
-        name: str,
-        output_name: str,
-    ) -> keras.KerasTensor:
-        if not self.bottlenecks:
-            return basic_block(layers, x, width, stride=stride, name=name, output_name=output_name)
-        return bottleneck(
+        """The first block of all stages but the first halves height and width."""
+        block = basic_block
+        if self.bottlenecks:
+            block = functools.partial(bottleneck, projection_name=f"{name}.{index}.downsample")
+        return block(
             layers,
             x,
-            width,
-            stride=stride,
-            name=name,
-            projection_name=f"{name}.downsample",
+            64 * 2**unit,
+            stride=2 if reduce and unit > 0 else 1,
+            name=f"{name}.{index}",
             output_name=output_name,
         )
 

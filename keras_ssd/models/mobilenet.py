@@ -64,30 +64,32 @@ class MobileNetV2(Network):
         x = layers.convolution(images, 16, 3, stride=self.stem_stride, name="conv1.0")
         return layers.relu(layers.batch_norm(x, name="conv1.1"), name="stage_0")
 
-    def unit(
+    def num_blocks(self, unit: int) -> int:
+        """Those of the run."""
+        return SETTINGS[unit][2]
+
+    def block(
         self,
         layers: Blocks,
         x: keras.KerasTensor,
         unit: int,
+        index: int,
         *,
         name: str,
         output_name: str,
-        reduce: bool = True,
+        reduce: bool,
     ) -> keras.KerasTensor:
-        """A run of blocks of one width."""
-        expansion, width, blocks, first_stride = SETTINGS[unit]
-        for index in range(blocks):
-            block = f"{name}.{index}"
-            x = _inverted_residual(
-                layers,
-                x,
-                width,
-                expansion=expansion,
-                stride=first_stride if reduce and index == 0 else 1,
-                name=f"{block}.conv",
-                output_name=output_name if index == blocks - 1 else f"{block}.output",
-            )
-        return x
+        """An inverted residual block of the width of its run."""
+        expansion, width, _, stride = SETTINGS[unit]
+        return _inverted_residual(
+            layers,
+            x,
+            width,
+            expansion=expansion,
+            stride=stride if reduce else 1,
+            name=f"{name}.{index}.conv",
+            output_name=output_name,
+        )
 
     def tail(self, layers: Blocks, x: keras.KerasTensor, names: Sequence[str]) -> keras.KerasTensor:
         """A 1x1 convolution to 1280 channels."""

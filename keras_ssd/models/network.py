@@ -54,6 +54,34 @@ class Network(abc.ABC):
         """What comes before the units; its last layer, if there is any, is `stage_0`."""
 
     @abc.abstractmethod
+    def num_blocks(self, unit: int) -> int:
+        """How many blocks a unit has."""
+
+    @abc.abstractmethod
+    def block(
+        self,
+        layers: Blocks,
+        x: keras.KerasTensor,
+        unit: int,
+        index: int,
+        *,
+        name: str,
+        output_name: str,
+        reduce: bool,
+    ) -> keras.KerasTensor:
+        """Apply fresh layers of one block.
+
+        Args:
+            layers: Makes the layers.
+            x: Symbolic tensor `(batch, height, width, channels)` of any width.
+            unit: Which unit.
+            index: Which of its blocks.
+            name: What the names of the unit's layers with weights begin with.
+            output_name: Name of the block's last layer, which has no weights.
+            reduce: Whether the block reduces the spatial size where the unit does so in the
+                network. Otherwise all strides are 1 and nothing is pooled.
+        """
+
     def unit(
         self,
         layers: Blocks,
@@ -64,7 +92,7 @@ class Network(abc.ABC):
         output_name: str,
         reduce: bool = True,
     ) -> keras.KerasTensor:
-        """Apply fresh layers of one unit.
+        """Apply fresh layers of one unit; its first block alone reduces the spatial size.
 
         Args:
             layers: Makes the layers.
@@ -75,6 +103,18 @@ class Network(abc.ABC):
             reduce: Whether the unit reduces the spatial size as it does in the network. Otherwise
                 all strides are 1 and nothing is pooled.
         """
+        last = self.num_blocks(unit) - 1
+        for index in range(last + 1):
+            x = self.block(
+                layers,
+                x,
+                unit,
+                index,
+                name=name,
+                output_name=output_name if index == last else f"{name}.{index}.output",
+                reduce=reduce and index == 0,
+            )
+        return x
 
     def tail(self, layers: Blocks, x: keras.KerasTensor, names: Sequence[str]) -> keras.KerasTensor:
         """What comes between the last unit and the pooling: nothing, in most networks."""

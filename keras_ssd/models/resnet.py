@@ -41,28 +41,30 @@ class ResNet(Network):
         x = layers.convolution(images, self.widths[0], 3, name="conv1")
         return layers.relu(layers.batch_norm(x, name="bn1"), name="stage_0")
 
-    def unit(
+    def num_blocks(self, unit: int) -> int:
+        """As many in every stage."""
+        return self.blocks
+
+    def block(
         self,
         layers: Blocks,
         x: keras.KerasTensor,
         unit: int,
+        index: int,
         *,
         name: str,
         output_name: str,
-        reduce: bool = True,
+        reduce: bool,
     ) -> keras.KerasTensor:
-        """A stage; the first block of the second and third halves height and width."""
-        for index in range(self.blocks):
-            block = f"{name}.{index}"
-            x = basic_block(
-                layers,
-                x,
-                self.widths[unit + 1],
-                stride=2 if reduce and unit > 0 and index == 0 else 1,
-                name=block,
-                output_name=output_name if index == self.blocks - 1 else f"{block}.relu2",
-            )
-        return x
+        """The first block of the second and third stage halves height and width."""
+        return basic_block(
+            layers,
+            x,
+            self.widths[unit + 1],
+            stride=2 if reduce and unit > 0 else 1,
+            name=f"{name}.{index}",
+            output_name=output_name,
+        )
 
 
 def basic_block(

@@ -47,28 +47,30 @@ class ShuffleNetV1(Network):
         x = layers.convolution(images, STEM_WIDTH, 1, name="conv1")
         return layers.relu(layers.batch_norm(x, name="bn1"), name="stage_0")
 
-    def unit(
+    def num_blocks(self, unit: int) -> int:
+        """Those of the stage."""
+        return self.blocks[unit]
+
+    def block(
         self,
         layers: Blocks,
         x: keras.KerasTensor,
         unit: int,
+        index: int,
         *,
         name: str,
         output_name: str,
-        reduce: bool = True,
+        reduce: bool,
     ) -> keras.KerasTensor:
-        """A stage; its first block halves height and width."""
-        for index in range(self.blocks[unit]):
-            block = f"{name}.{index}"
-            x = _block(
-                layers,
-                x,
-                self.widths[unit],
-                stride=2 if reduce and index == 0 else 1,
-                name=block,
-                output_name=output_name if index == self.blocks[unit] - 1 else f"{block}.output",
-            )
-        return x
+        """The first block of a stage halves height and width."""
+        return _block(
+            layers,
+            x,
+            self.widths[unit],
+            stride=2 if reduce else 1,
+            name=f"{name}.{index}",
+            output_name=output_name,
+        )
 
 
 def _block(

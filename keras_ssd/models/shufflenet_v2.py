@@ -43,27 +43,29 @@ class ShuffleNetV2(Network):
         """One 1x1 convolution."""
         return _pointwise(layers, images, 24, name="conv1", norm="bn1", output_name="stage_0")
 
-    def unit(
+    def num_blocks(self, unit: int) -> int:
+        """Those of the stage."""
+        return self.blocks[unit]
+
+    def block(
         self,
         layers: Blocks,
         x: keras.KerasTensor,
         unit: int,
+        index: int,
         *,
         name: str,
         output_name: str,
-        reduce: bool = True,
+        reduce: bool,
     ) -> keras.KerasTensor:
-        """A stage; its first block halves height and width."""
-        last = self.blocks[unit] - 1
-        for index in range(last + 1):
-            block = f"{name}.{index}"
-            if index == 0:
-                stride = 2 if reduce else 1
-                x = _first_block(layers, x, self.widths[unit], stride=stride, name=block)
-            else:
-                x = _block(layers, x, name=block)
-            x = layers.shuffle(x, 2, name=output_name if index == last else f"{block}.shuffle")
-        return x
+        """The first block of a stage halves height and width."""
+        block = f"{name}.{index}"
+        if index == 0:
+            stride = 2 if reduce else 1
+            x = _first_block(layers, x, self.widths[unit], stride=stride, name=block)
+        else:
+            x = _block(layers, x, name=block)
+        return layers.shuffle(x, 2, name=output_name)
 
     def tail(self, layers: Blocks, x: keras.KerasTensor, names: Sequence[str]) -> keras.KerasTensor:
         """A 1x1 convolution to 1024 channels."""

@@ -54,25 +54,27 @@ class VGG(Network):
         """Nothing."""
         return images
 
-    def unit(
+    def num_blocks(self, unit: int) -> int:
+        """Its convolutions."""
+        return self.convolutions[unit]
+
+    def block(
         self,
         layers: Blocks,
         x: keras.KerasTensor,
         unit: int,
+        index: int,
         *,
         name: str,
         output_name: str,
-        reduce: bool = True,
+        reduce: bool,
     ) -> keras.KerasTensor:
-        """A group, behind the maximum that comes before it."""
+        """A convolution, the first one behind the maximum that comes before its group."""
         if reduce and (unit in (1, 2, 3) or (unit == 4 and x.shape[1] == 8)):
             x = layers.max_pool(x, 2, name=f"{name}.pool")
-        last = self.convolutions[unit] - 1
-        for index in range(last + 1):
-            x = layers.convolution(x, WIDTHS[unit], 3, use_bias=True, name=f"{name}.{3 * index}")
-            x = layers.batch_norm(x, name=f"{name}.{3 * index + 1}")
-            x = layers.relu(x, name=output_name if index == last else f"{name}.{3 * index + 2}")
-        return x
+        x = layers.convolution(x, WIDTHS[unit], 3, use_bias=True, name=f"{name}.{3 * index}")
+        x = layers.batch_norm(x, name=f"{name}.{3 * index + 1}")
+        return layers.relu(x, name=output_name)
 
     def positions(self, units: Sequence[int], reduce: bool) -> Sequence[int]:
         """The authors' list has a place for every maximum and every last ReLU, too."""

@@ -41,28 +41,30 @@ class WideResNet(Network):
         """One convolution, neither normalised nor activated."""
         return layers.end(layers.convolution(images, 16, 3, name="conv1"), name="stage_0")
 
-    def unit(
+    def num_blocks(self, unit: int) -> int:
+        """As many in every stage."""
+        return self.blocks
+
+    def block(
         self,
         layers: Blocks,
         x: keras.KerasTensor,
         unit: int,
+        index: int,
         *,
         name: str,
         output_name: str,
-        reduce: bool = True,
+        reduce: bool,
     ) -> keras.KerasTensor:
-        """A stage; the first block of the second and third halves height and width."""
-        for index in range(self.blocks):
-            block = f"{name}.layer.{index}"
-            x = _block(
-                layers,
-                x,
-                16 * 2**unit * self.factor,
-                stride=2 if reduce and unit > 0 and index == 0 else 1,
-                name=block,
-                output_name=output_name if index == self.blocks - 1 else f"{block}.add",
-            )
-        return x
+        """The first block of the second and third stage halves height and width."""
+        return _block(
+            layers,
+            x,
+            16 * 2**unit * self.factor,
+            stride=2 if reduce and unit > 0 else 1,
+            name=f"{name}.layer.{index}",
+            output_name=output_name,
+        )
 
     def tail(self, layers: Blocks, x: keras.KerasTensor, names: Sequence[str]) -> keras.KerasTensor:
         """Normalisation and ReLU."""

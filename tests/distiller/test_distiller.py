@@ -19,6 +19,7 @@ from .tiny import (
     LABELS_ONLY,
     SSKD,
     assert_equal,
+    differs,
     distiller,
     evaluate,
     fit,
@@ -202,6 +203,22 @@ def test_teacher_that_is_smaller_than_the_student():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ssd.Distiller(teacher=teacher_network(), student=network(), **SSKD)
+        heads = ssd.models.build("resnet8", num_classes=3, input_shape=(8, 8, 3))
+        plain = ssd.models.build("resnet14", num_classes=3, input_shape=(8, 8, 3))
+        student = ssd.with_auxiliary_classifiers(heads)
+        assert plain.count_params() < student.count_params()
+        ssd.Distiller(teacher=plain, student=student, **KD)
+
+
+def test_teacher_without_logits():
+    whole = teacher_network()
+    teacher = keras.Model(whole.input, {"projection": whole.output["projection"]})
+    objectives = [HardLabels(), SimilarityTransfer()]
+    model = ssd.Distiller(teacher, network(), objectives, Rotations(padding=1))
+    model.compile(optimizer="sgd", run_eagerly=True)
+    before = trained(model)
+    fit(model)
+    assert differs(trained(model), before)
 
 
 # --- Names, custom layers, callbacks --------------------------------------------------------------

@@ -8,6 +8,7 @@ import tensorflow as tf
 from conftest import golden_cases
 from keras import layers
 
+from keras_ssd import models
 from keras_ssd.heads import named_outputs, with_projection
 from keras_ssd.layers import FrozenBackbone
 
@@ -192,3 +193,11 @@ def test_the_frozen_backbone_is_one_layer():
     names = [layer.name for layer in projected.layers]
     assert names[1:] == ["backbone", "proj_head.0", "proj_head.1", "proj_head.2"]
     assert isinstance(projected.get_layer("backbone"), FrozenBackbone)
+
+
+def test_precision_of_a_loaded_network(tmp_path):
+    arguments = {"num_classes": 3, "input_shape": (8, 8, 3), "dtype": "mixed_bfloat16"}
+    models.build("resnet8", **arguments).save(tmp_path / "network.keras")
+    network = with_projection(keras.models.load_model(tmp_path / "network.keras"))
+    assert network.get_layer("proj_head.0").compute_dtype == "bfloat16"
+    assert network.get_layer("proj_head.2").compute_dtype == "float32"

@@ -36,8 +36,8 @@ def test_the_first_block_of_every_stage_has_a_projection(model):
 @pytest.mark.parametrize(
     ("block", "shortcut", "output"),
     [
-        ("layer2.0", "layer2.0.shortcut.1", "layer2.0.relu3"),
-        ("layer2.1", "layer2.0.relu3", "stage_2"),
+        ("layer2.0", "layer2.0.shortcut.1", "layer2.0.output"),
+        ("layer2.1", "layer2.0.output", "stage_2"),
     ],
 )
 def test_a_block_with_a_silenced_branch_is_its_shortcut(model, block, shortcut, output):

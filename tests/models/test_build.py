@@ -99,15 +99,25 @@ def check_sizes(model, row, num_classes):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v2"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("shufflenet_v1", "resnet50", "resnet18_imagenet", "resnet50_imagenet")
+        ),
+    ],
+)
 def test_saving(tmp_path, name, policy):
-    model = small(name, dtype=policy)
+    size = 32 if name.endswith("imagenet") else 8
+    model = small(name, input_shape=(size, size, 3), dtype=policy)
     model.save(tmp_path / "network.keras")
     loaded = keras.models.load_model(tmp_path / "network.keras")
     assert [each.dtype_policy.name for each in loaded.layers] == [
         each.dtype_policy.name for each in model.layers
     ]
-    images = np.random.RandomState(0).standard_normal((2, 8, 8, 3))
+    images = np.random.RandomState(0).standard_normal((2, size, size, 3))
     np.testing.assert_array_equal(loaded(images), model(images))
 
 

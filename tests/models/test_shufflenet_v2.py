@@ -36,7 +36,7 @@ def test_stages_and_embedding_are_never_negative(model):
 
 
 def test_the_first_block_reads_its_input_twice(model):
-    left, right, output = outputs(model, "layer1.0.relu2", "layer1.0.relu5", "layer1.0.shuffle")
+    left, right, output = outputs(model, "layer1.0.relu2", "layer1.0.relu5", "layer1.0.output")
     expected = shuffled(np.concatenate([left, right], axis=-1))
     np.testing.assert_array_equal(output, expected)
     stem = model.get_layer("stage_0").output
@@ -45,7 +45,7 @@ def test_the_first_block_reads_its_input_twice(model):
 
 
 def test_another_block_passes_the_first_half(model):
-    before, branch, after = outputs(model, "layer1.0.shuffle", "layer1.1.relu3", "layer1.1.shuffle")
+    before, branch, after = outputs(model, "layer1.0.output", "layer1.1.relu3", "layer1.1.output")
     expected = shuffled(np.concatenate([before[..., :58], branch], axis=-1))
     np.testing.assert_array_equal(after, expected)
     halves = model.get_layer("layer1.1.split").output

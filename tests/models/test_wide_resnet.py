@@ -22,7 +22,7 @@ def test_a_block_of_one_width_with_a_silenced_branch_does_nothing(name):
     model = build(name)
     kernel = model.get_layer("block2.layer.1.conv2").kernel
     kernel.assign(np.zeros(kernel.shape))
-    layers = ("block2.layer.0.add", "stage_2")
+    layers = ("block2.0.output", "stage_2")
     outputs = keras.Model(model.input, [model.get_layer(each).output for each in layers])
     before, after = outputs(np.random.RandomState(0).standard_normal((2, 8, 8, 3)))
     np.testing.assert_array_equal(after, before)

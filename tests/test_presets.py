@@ -12,6 +12,7 @@ from keras_ssd.objectives import (
     SelectiveSoftLabels,
     SimilarityTransfer,
     SoftLabels,
+    SymmetricSoftLabels,
 )
 from keras_ssd.views import Plain, Rotations
 
@@ -86,6 +87,16 @@ SPELLED_OUT = {  # name: (preset, objectives, views)
             SimilarityTransfer(6.0, keep_wrong=0.8, weight=4.0),
         ],
         Rotations(crop="shared", flip=False, **PADDED),
+    ),
+    "ssld": (
+        presets.ssld(),
+        [SymmetricSoftLabels(1.0, temperature=1.0)],
+        Plain(crop=True, flip=True, padding=4, pad_value=0),
+    ),
+    "ssld, changed": (
+        presets.ssld(soft_labels_weight=2.0, temperature=3.0, crop=False, flip=False, **PADDED),
+        [SymmetricSoftLabels(2.0, temperature=3.0)],
+        Plain(crop=False, flip=False, **PADDED),
     ),
     "hsakd_teacher": (
         presets.hsakd_teacher(),
@@ -252,4 +263,4 @@ def test_every_preset_is_spelled_out():
     names = [name for name, function in functions if function.__module__ == presets.__name__]
     for name in names:
         assert {name, f"{name}, changed"} <= SPELLED_OUT.keys()
-    assert len(names) == 9
+    assert len(names) == 10

@@ -5,16 +5,25 @@ from keras_ssd.objectives.labels import HardLabels
 from keras_ssd.objectives.mutual import Mutual
 from keras_ssd.objectives.objective import Objective
 from keras_ssd.objectives.similarity import ContrastivePretext, SimilarityTransfer
-from keras_ssd.objectives.soft_labels import SelectiveSoftLabels, SoftLabels
+from keras_ssd.objectives.soft_labels import (
+    JensenShannon,
+    SelectiveSoftLabels,
+    SoftCrossEntropy,
+    SoftLabels,
+    SymmetricSoftLabels,
+)
 
 __all__ = [
     "AuxiliaryLabels",
     "AuxiliaryTransfer",
     "ContrastivePretext",
     "HardLabels",
+    "JensenShannon",
     "Mutual",
     "Objective",
     "SelectiveSoftLabels",
     "SimilarityTransfer",
+    "SoftCrossEntropy",
     "SoftLabels",
+    "SymmetricSoftLabels",
 ]

@@ -11,9 +11,12 @@ from keras_ssd.objectives import (
     AuxiliaryTransfer,
     ContrastivePretext,
     HardLabels,
+    JensenShannon,
     SelectiveSoftLabels,
     SimilarityTransfer,
+    SoftCrossEntropy,
     SoftLabels,
+    SymmetricSoftLabels,
 )
 
 NUM_VIEWS = 4
@@ -23,6 +26,9 @@ OBJECTIVES = {  # one of each, away from the defaults
     "hard": HardLabels(0.3, label_smoothing=0.1),
     "soft": SoftLabels(2.0, weight=0.5),
     "soft, all rows": SoftLabels(3.0, views="all"),
+    "symmetric": SymmetricSoftLabels(0.6, temperature=2.0),
+    "Jensen-Shannon": JensenShannon(0.8, temperature=2.0, views="transformed"),
+    "soft cross-entropy": SoftCrossEntropy(2.0, weight=0.4, views="all"),
     "selective": SelectiveSoftLabels(3.0, keep_wrong=0.5, weight=2.0),
     "similarity": SimilarityTransfer(0.7, keep_wrong=0.5),
     "pretext": ContrastivePretext(0.8, weight=1.5),

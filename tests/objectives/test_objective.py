@@ -152,6 +152,9 @@ def test_which_rows_are_read(objective):
         "hard": plain,
         "soft": plain,
         "soft, all rows": np.ones(24, bool),
+        "symmetric": plain,
+        "Jensen-Shannon": ~plain,
+        "soft cross-entropy": np.ones(24, bool),
         "selective": ~plain,
     }
     name = next(name for name, known in OBJECTIVES.items() if known is objective)

@@ -38,16 +38,19 @@ def faster_precision(network: str, info: ssd.data.DatasetInfo, rows: int) -> str
     return _fastest(f"{network}, a step", steps, rows)
 
 
-def frozen(teacher: keras.Model, images: tf.Tensor) -> tuple[ssd.FrozenTeacher, str]:
+def frozen(
+    teacher: keras.Model, images: tf.Tensor, **options: Any
+) -> tuple[ssd.FrozenTeacher, str]:
     """The frozen teacher in the precision that is faster here, and that precision.
 
     Args:
         teacher: A trained network.
         images: As many as the rows of a step.
+        **options: As in `keras_ssd.freeze`.
     """
     teachers = {
-        "as it is": ssd.freeze(teacher),
-        "bfloat16": ssd.freeze(teacher, dtype="bfloat16"),
+        "as it is": ssd.freeze(teacher, **options),
+        "bfloat16": ssd.freeze(teacher, dtype="bfloat16", **options),
     }
     forwards = {dtype: _forward(one, images) for dtype, one in teachers.items()}
     fastest = _fastest(f"{teacher.name} frozen, a forward", forwards, len(images))

@@ -25,6 +25,7 @@ from keras_ssd.heads import (
     named_outputs,
     strip_heads,
     with_auxiliary_classifiers,
+    with_frozen_backbone,
     with_peer,
     with_projection,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "strip_heads",
     "views",
     "with_auxiliary_classifiers",
+    "with_frozen_backbone",
     "with_peer",
     "with_projection",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -37,19 +38,29 @@ class SGD(keras.optimizers.Optimizer):
             arguments.
         momentum: Number in 0..1.
         weight_decay: Finite number >= 0. Acts on **every** trainable weight, biases and batch
-            normalisation included, except those named to `exclude_from_weight_decay`; after
-            clipping.
+            normalisation included, except those named to `exclude_from_weight_decay` and what
+            `decay_batch_norm` exempts; after clipping.
         nesterov: Whether the step looks ahead along the velocity. Needs `momentum`.
+        decay_batch_norm: False exempts scale and shift of normalisation layers from the decay. They
+            are known by their name, the last part of their path: `gamma` or `beta`, as in Keras'
+            batch, layer and group normalisation (and in the layer scale of ConvNeXt).
+        learning_rate_multipliers: From the path of a weight (`variable.path`) to a finite factor
+            >= 0 of its rate; weights that are not named have 1. At 0 a weight stays bit for bit as
+            it is, whatever decay, momentum and averages (`use_ema`) say; its velocity rests.
+            `models.stage_multipliers` gives such a mapping.
         **options: Whatever else `keras.optimizers.Optimizer` takes: `clipnorm`, `clipvalue`,
             `global_clipnorm`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
 
     Raises:
-        ValueError: If an argument is out of its range or unknown.
+        TypeError: If `learning_rate_multipliers` is no mapping.
+        ValueError: If an argument is out of its range or unknown; when the optimizer is built, if a
+            path in `learning_rate_multipliers` is that of none of its weights, or of several.
 
     Source: `torch.optim.SGD` (dampening 0), which SSKD, CRD and HSAKD use with momentum 0.9 and
     weight decay 5e-4 (Xu et al. 2020, arXiv:2006.07114). A weight without gradient is skipped,
-    a gradient of zeros still decays its weight: as there.
+    a gradient of zeros still decays its weight: as there. In SSLD's programs the files of
+    MobileNetV3, GhostNet, PPLCNet and PPHGNet exempt batch normalisation, those of ResNet do not.
     """
 
     def __init__(
@@ -58,6 +69,9 @@ class SGD(keras.optimizers.Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        decay_batch_norm: bool = True,
+        learning_rate_multipliers: Mapping[str, float] | None = None,
         **options: Any,  # Keras' own, checked by Keras
     ) -> None:
         _check(momentum=momentum, weight_decay=weight_decay)
@@ -65,6 +79,7 @@ class SGD(keras.optimizers.Optimizer):
             raise ValueError(f"`momentum` must lie in 0..1, got {momentum}.")
         if nesterov and momentum == 0:
             raise ValueError("`nesterov=True` needs a `momentum` > 0: set both or neither.")
+        multipliers = _checked_multipliers(learning_rate_multipliers)
         is_constant = not callable(learning_rate)
         if is_constant:
             _check(learning_rate=learning_rate)
@@ -73,6 +88,9 @@ class SGD(keras.optimizers.Optimizer):
         super().__init__(rate, weight_decay=float(weight_decay), **options)
         self.momentum = float(momentum)
         self.nesterov = bool(nesterov)
+        self.decay_batch_norm = bool(decay_batch_norm)
+        self.learning_rate_multipliers = multipliers
+        self._paths: tuple[str, ...] = ()  # of the weights; of a loaded optimizer, when saved
         if is_constant:
             self._learning_rate = self.add_variable(
                 (),
@@ -86,6 +104,13 @@ class SGD(keras.optimizers.Optimizer):
         """Creates one velocity a weight; none without momentum."""
         if self.built:
             return
+        self._paths = _paths_of(variables, self._paths)
+        _check_paths(self.learning_rate_multipliers, self._paths)
+        self._multipliers = tuple(self.learning_rate_multipliers.get(p, 1.0) for p in self._paths)
+        self._decays = tuple(
+            self.decay_batch_norm or _last_part(path) not in ("gamma", "beta")
+            for path in self._paths
+        )
         super().build(variables)
         if self.momentum:
             self._velocities = self.add_optimizer_variables(variables, "velocity")
@@ -94,26 +119,92 @@ class SGD(keras.optimizers.Optimizer):
         self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
     ) -> None:
         """Moves one weight by one step."""
+        index = self._get_variable_index(variable)
+        multiplier = self._multipliers[index]
+        if multiplier == 0:
+            return
         # Numbers multiply tensors as they are: `ops.cast(0.9, "float64")` passes through float32.
         step = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
-        if self.weight_decay and self._use_weight_decay(variable):
+        if self.weight_decay and self._decays[index] and self._use_weight_decay(variable):
             step = step + self.weight_decay * variable
         if self.momentum:
-            velocity = self._velocities[self._get_variable_index(variable)]
+            velocity = self._velocities[index]
             moved = self.momentum * velocity + step
             self.assign(velocity, moved)
             step = step + self.momentum * moved if self.nesterov else moved
-        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * step)
+        self.assign_sub(variable, multiplier * ops.cast(learning_rate, variable.dtype) * step)
 
     def _apply_weight_decay(self, variables: list[keras.Variable]) -> None:
         """Keras' decay, which goes past the velocity: `update_step` has its own."""
 
+    def _update_model_variables_moving_average(self, variables: list[keras.Variable]) -> None:
+        super()._update_model_variables_moving_average(variables)
+        averages = self._model_variables_moving_average
+        for multiplier, average, variable in zip(
+            self._multipliers, averages, variables, strict=True
+        ):
+            if multiplier == 0:  # the mean of equal numbers is rounded
+                average.assign(variable)
+
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
-        return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
+        """The arguments of the constructor, and the paths of the weights that have multipliers."""
+        config = {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "decay_batch_norm": self.decay_batch_norm,
+            "learning_rate_multipliers": dict(self.learning_rate_multipliers) or None,
+        }
+        return {**config, "paths": list(self._paths)} if self.learning_rate_multipliers else config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> SGD:
+        """The optimizer that `get_config` describes."""
+        config = dict(config)
+        paths = config.pop("paths", ())
+        optimizer = super().from_config(config, custom_objects=custom_objects)
+        optimizer._paths = tuple(paths)
+        return optimizer
 
 
 def _check(**numbers: Any) -> None:
     for name, value in numbers.items():
         if not (isinstance(value, Real) and 0 <= float(value) < math.inf):  # also refuses NaN
             raise ValueError(f"`{name}` must be a finite number >= 0, got {value!r}.")
+
+
+def _checked_multipliers(multipliers: Mapping[str, float] | None) -> dict[str, float]:
+    if multipliers is None:
+        return {}
+    if not isinstance(multipliers, Mapping):
+        raise TypeError(
+            "`learning_rate_multipliers` must map paths of weights to factors, got "
+            f"{multipliers!r}: `models.stage_multipliers` makes such a mapping."
+        )
+    _check(**{f"learning_rate_multipliers[{path!r}]": each for path, each in multipliers.items()})
+    return {str(path): float(each) for path, each in multipliers.items()}
+
+
+def _paths_of(variables: Sequence[keras.Variable], saved: Sequence[str]) -> tuple[str, ...]:
+    """The paths of weights: those that they were saved under, as Keras may name layers anew."""
+    paths = tuple(getattr(variable, "path", variable.name) for variable in variables)
+    return tuple(saved) if [*map(_last_part, saved)] == [*map(_last_part, paths)] else paths
+
+
+def _last_part(path: str) -> str:
+    return path.rpartition("/")[2].partition(":")[0]
+
+
+def _check_paths(multipliers: Mapping[str, float], paths: Sequence[str]) -> None:
+    for path in multipliers:
+        if path not in paths:
+            near = difflib.get_close_matches(path, paths, n=4) or paths[:4]
+            raise ValueError(
+                f"`learning_rate_multipliers` names {path!r}, which is none of the "
+                f"{len(paths)} weights that are trained. Near names: {', '.join(near)}."
+            )
+        if paths.count(path) > 1:
+            raise ValueError(
+                f"`learning_rate_multipliers` names {path!r}, which is the path of "
+                f"{paths.count(path)} weights: give their layers different names."
+            )

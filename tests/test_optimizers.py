@@ -72,6 +72,31 @@ def test_golden_groups_are_two_optimizers_and_a_rate_of_zero_freezes(case):
         np.testing.assert_allclose(groups[1][1], step["group1"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("case", golden_cases("optimizer", "sgd_two_groups"))
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_golden_groups_are_one_optimizer_with_multipliers(case, jit_compile):
+    params, gradient = case["params"], case["inputs"]["gradient_each_step"]
+    frozen, rate = params["lr"]
+    weights = [
+        keras.Variable(case["inputs"][f"w0_group{index}"], dtype="float64", name=f"group{index}")
+        for index in range(2)
+    ]
+    multipliers = {"group0": frozen / rate, "group1": 0.25}
+    optimizer = SGD(
+        4 * rate,
+        params["momentum"],
+        params["weight_decay"],
+        learning_rate_multipliers=multipliers,
+    )
+    optimizer.build(weights)
+    gradients = [tf.constant(gradient, tf.float64)] * 2
+    update = tf.function(lambda: optimizer.apply(gradients, weights), jit_compile=jit_compile)
+    for step in case["expected"]["trajectory"]:
+        update()
+        np.testing.assert_array_equal(weights[0], step["group0"])
+        np.testing.assert_allclose(weights[1], step["group1"], rtol=1e-12)
+
+
 @pytest.mark.parametrize("case", golden_cases("optimizer", "contrast_only"))
 def test_what_keras_does_is_something_else(case):
     optimizer = optimizer_of(case["params"])
@@ -113,6 +138,41 @@ def test_excluded_from_weight_decay():
     kept = [weights[0].path, *[w.path for w in weights if "bias" in w.name]]
     for weight in weights:
         assert float(tf.reduce_max(weight)) == (1.0 if weight.path in kept else 0.75), weight.path
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_without_a_gradient_a_step_is_the_coupled_decay(dtype):
+    """Rate times coefficient times weight (SSLD's check of its L2), through the velocity."""
+    rate, coefficient, start = 0.5, 0.25, 3.0
+    weight = keras.Variable([start], dtype=dtype)
+    optimizer = SGD(rate, momentum=0.5, weight_decay=coefficient)
+    optimizer.apply([tf.zeros([1], dtype)], [weight])
+    moved = start - rate * coefficient * start
+    assert float(weight[0]) == moved
+    optimizer.apply([tf.zeros([1], dtype)], [weight])
+    assert float(weight[0]) == moved - rate * (coefficient * moved + 0.5 * coefficient * start)
+
+
+def named_like_batch_norm():
+    """Two normalisations with scale and shift, and a dense layer called as they call a weight."""
+    normal = [keras.layers.BatchNormalization(), keras.layers.LayerNormalization()]
+    return keras.Sequential([keras.Input([3]), keras.layers.Dense(4, name="gamma"), *normal])
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_batch_normalization_can_be_exempt_from_decay(jit_compile):
+    weights = named_like_batch_norm().trainable_variables
+    optimizer = SGD(0.5, weight_decay=0.5, decay_batch_norm=False)
+    optimizer.exclude_from_weight_decay(var_names=["nothing"])
+    optimizer.build(weights)
+    for weight in weights:
+        weight.assign(tf.ones(weight.shape))
+    zeros = [tf.zeros(weight.shape) for weight in weights]
+    tf.function(lambda: optimizer.apply(zeros, weights), jit_compile=jit_compile)()
+    for weight in weights:
+        expected = 1.0 if weight.name in ("gamma", "beta") else 0.75
+        np.testing.assert_array_equal(weight, np.full(weight.shape, expected), weight.path)
+    assert sorted(w.name for w in weights) == ["beta"] * 2 + ["bias"] + ["gamma"] * 2 + ["kernel"]
 
 
 def test_clipping_comes_before_decay():
@@ -245,6 +305,8 @@ def test_a_compiled_model_brings_its_optimizer_back(tmp_path):
 
 
 OPTIONS = {
+    "decay_batch_norm": False,
+    "learning_rate_multipliers": {"dense/kernel": 0.5},
     "momentum": 0.9,
     "weight_decay": 1e-3,
     "nesterov": True,
@@ -341,6 +403,30 @@ def test_momentum_and_nesterov_fit():
         SGD(0.1, momentum=1.5)
     with pytest.raises(ValueError, match="`nesterov=True` needs a `momentum` > 0"):
         SGD(0.1, nesterov=True)
+
+
+def test_multipliers_are_a_mapping_of_numbers():
+    with pytest.raises(TypeError, match=r"must map paths .* got \[0.1, 0.2\]: `models.stage_mult"):
+        SGD(0.1, learning_rate_multipliers=[0.1, 0.2])
+    for value in (-0.1, math.nan, math.inf, "0.1", None):
+        with pytest.raises(ValueError, match=r"multipliers\['w'\]` must be a finite number >= 0"):
+            SGD(0.1, learning_rate_multipliers={"w": value})
+
+
+def test_multipliers_name_weights_that_are_trained():
+    model = batch_normalized()
+    paths = [weight.path for weight in model.trainable_variables]
+    optimizer = SGD(0.1, learning_rate_multipliers={paths[0]: 0.5, "dense/kernle": 0.5})
+    near = next(path for path in paths if path.endswith("kernel"))
+    with pytest.raises(ValueError, match=f"'dense/kernle', which is none of the 6 .*{near}"):
+        optimizer.build(model.trainable_variables)
+    assert not optimizer.built
+    twins = [keras.Variable([1.0], name="twin") for _ in range(2)]
+    with pytest.raises(ValueError, match="'twin', which is the path of 2 weights"):
+        SGD(0.1, learning_rate_multipliers={"twin": 0.5}).build(twins)
+    SGD(0.1, learning_rate_multipliers={"one": 0.5}).build(
+        [keras.Variable(0.0, name="one"), *twins]
+    )
 
 
 def test_unknown_options_are_refused():

@@ -59,6 +59,25 @@ def test_warm_up_of_a_schedule_of_keras():
     assert [float(schedule(step)) for step in range(5)] == [0.0, 0.25, 0.5, 0.25, 0.125]
 
 
+@pytest.mark.parametrize("base", [0.4, 3.65625])
+def test_the_schedule_of_ssld(base):
+    """Linear from 0 over five epochs, then half a cosine to 0, both by the step."""
+    warm, steps = 5 * 7, 360 * 7
+    falling = schedules.cosine(base, epochs=355, steps_per_epoch=7)
+    schedule = schedules.warm_up(falling, epochs=5, steps_per_epoch=7)
+    assert float(schedule(0)) == 0
+    assert float(schedule(warm)) == base
+    middle = [float(schedule(step)) for step in ((warm + steps) // 2, (warm + steps + 1) // 2)]
+    np.testing.assert_allclose(np.mean(middle), base / 2, rtol=1e-12)
+    assert float(schedule(steps)) == 0
+    for step in (1, 17, 34):
+        np.testing.assert_allclose(schedule(step), base * step / warm, rtol=1e-14)
+    for step in (36, 1000, 2519):
+        progress = (step - warm) / (steps - warm)
+        expected = base * 0.5 * (1 + math.cos(math.pi * progress))
+        np.testing.assert_allclose(schedule(step), expected, rtol=1e-10)
+
+
 def all_schedules():
     falling = schedules.steps_at(0.05, epochs=[1, 3], steps_per_epoch=2)
     smooth = schedules.cosine(0.05, epochs=5, steps_per_epoch=2, final=1e-3)

@@ -255,6 +255,73 @@ def test_unbuilt_teacher(model):
         ssd.freeze(model)
 
 
+# --- Batch normalisation in a training step ----------------------------------------------------
+
+
+def test_inference_mode_does_not_know_training():
+    for batch_norm in (None, "inference"):
+        frozen = ssd.freeze(shaken(functional()), batch_norm=batch_norm)
+        assert frozen.batch_norm == "inference"
+        assert len(frozen.variables) == 4  # folded
+        expected = outputs(frozen)
+        assert_equal(outputs(lambda rows, frozen=frozen: frozen(rows, training=True)), expected)
+        assert_equal(outputs(frozen), expected)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("batch_norm", ["batch", "batch_update"])
+@pytest.mark.parametrize("kind", [functional, sequential, nested, with_lambda, compiled])
+def test_batch_statistics_of_every_kind(kind, batch_norm, fold):
+    model = shaken(kind())
+    frozen = ssd.freeze(model, batch_norm=batch_norm, fold_batch_norm=fold)
+    assert frozen.batch_norm == batch_norm
+    inference = outputs(lambda rows: model(rows, training=False))
+    assert_close(outputs(frozen), inference, 1e-6)
+    got = outputs(lambda rows: frozen(rows, training=True))
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.Dropout):
+            layer.rate = layer.rate if batch_norm == "batch_update" else 0.0
+    assert_close(got, outputs(lambda rows: model(rows, training=True)), 1e-5)
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "batch_update"])
+@pytest.mark.parametrize("first", [layers.Resizing(8, 8), lambda rows: rows[:, ::2, ::2]])
+def test_batch_statistics_of_preprocessed_rows(first, batch_norm):
+    rows = np.repeat(np.repeat(IMAGES, 2, axis=1), 2, axis=2)
+    model = nested()
+    frozen = ssd.freeze(model, preprocessing=first, batch_norm=batch_norm)
+    got = outputs(lambda x: frozen(x, training=True), rows)
+    assert_close(got, outputs(lambda x: model(first(x), training=True), rows), 1e-5)
+
+
+def test_unknown_batch_norm():
+    words = "must be one of 'inference', 'batch', 'batch_update', got 'train'"
+    with pytest.raises(ValueError, match=words):
+        ssd.freeze(functional(), batch_norm="train")
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "batch_update"])
+def test_batch_statistics_need_a_graph(batch_norm):
+    match = f"`batch_norm='{batch_norm}'` needs a functional or Sequential Keras model, "
+    with pytest.raises(ValueError, match=match + "and 'subclassed.*' is a subclassed one"):
+        ssd.freeze(subclassed(), batch_norm=batch_norm)
+    with pytest.raises(ValueError, match=match + "got the function"):
+        ssd.freeze(lambda rows: rows, batch_norm=batch_norm)
+    with pytest.raises(ValueError, match="has no weights yet: call it once"):
+        ssd.freeze(keras.Sequential([layers.BatchNormalization()]), batch_norm=batch_norm)
+
+
+def test_batch_norm_of_a_frozen_teacher():
+    frozen = ssd.freeze(functional(), batch_norm="batch")
+    assert ssd.freeze(frozen) is frozen
+    assert ssd.freeze(frozen, batch_norm="batch") is frozen
+    for other in ("inference", "batch_update"):
+        with pytest.raises(
+            ValueError, match=f"frozen with `batch_norm='batch'`, .* with '{other}'"
+        ):
+            ssd.freeze(frozen, batch_norm=other)
+
+
 # --- Precision, size, sharing -----------------------------------------------------------------
 
 

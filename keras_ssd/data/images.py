@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import abc
-import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from keras_ssd.data.order import by_epoch
+from keras_ssd.data.encoded import Decoder, Encoded, Labelled, on_cpu
+from keras_ssd.data.order import by_epoch, permuted
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -34,45 +33,17 @@ class Images(Protocol):
     def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
         """The rows in their own order; the last batch may be smaller."""
 
-    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
-        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
-
-
-class _AnyOrder(abc.ABC):
-    """What images that can be had in any order share: an epoch is one permutation of the rows."""
-
-    def __init__(self, labels: np.ndarray) -> None:
-        self.size = len(labels)
-        self.labels = np.asarray(labels, np.int32)
-
-    def relabeled(self, labels: np.ndarray) -> Images:
-        """The same images with other labels `[size]`."""
-        other = copy.copy(self)
-        other.labels = np.asarray(labels, np.int32)
-        return other
-
-    def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
-        """The rows in the order given; the last batch may be smaller."""
-        numbers = tf.data.Dataset.from_tensor_slices(rows)
-        return self._batched(numbers, batch_size, drop_remainder=False)
-
-    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
-        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
-
-        def order(seeds: tf.Tensor) -> tf.data.Dataset:
-            return tf.data.Dataset.from_tensor_slices(_permuted(rows, seeds))
-
-        numbers = by_epoch(order, seed, len(rows))
-        return self._batched(numbers, batch_size, drop_remainder=True)
-
-    @abc.abstractmethod
-    def _batched(
-        self, numbers: tf.data.Dataset, batch_size: int, drop_remainder: bool
+    def shuffled(
+        self, rows: np.ndarray, batch_size: int, seed: int, per_epoch: int | None = None
     ) -> tf.data.Dataset:
-        """The images and labels of a data set of rows."""
+        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped.
+
+        An epoch is a permutation of the rows; where `per_epoch` is given, it is the next so many
+        rows of one permutation after another.
+        """
 
 
-class InMemory(_AnyOrder):
+class InMemory(Labelled):
     """Images held once as one uint8 tensor, gathered a batch at a time.
 
     Args:
@@ -81,23 +52,36 @@ class InMemory(_AnyOrder):
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        super().__init__(labels)
+        super().__init__(len(labels), labels)
         with tf.device("CPU:0"):
             self._images = tf.constant(images)
 
-    def _batched(
-        self, numbers: tf.data.Dataset, batch_size: int, drop_remainder: bool
+    def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+        """The rows in the order given; the last batch may be smaller."""
+        numbers = tf.data.Dataset.from_tensor_slices(rows)
+        return self._gathered(numbers.batch(batch_size))
+
+    def shuffled(
+        self, rows: np.ndarray, batch_size: int, seed: int, per_epoch: int | None = None
     ) -> tf.data.Dataset:
-        labels = _on_cpu(self.labels)
+        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
+
+        def order(seeds: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.Dataset.from_tensor_slices(permuted(rows, seeds))
+
+        numbers = by_epoch(order, seed, len(rows), per_epoch)
+        return self._gathered(numbers.batch(batch_size, drop_remainder=True))
+
+    def _gathered(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+        labels = on_cpu(self.labels)
 
         def gather(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return tf.gather(self._images, rows), tf.gather(labels, rows)
 
-        rows = numbers.batch(batch_size, drop_remainder=drop_remainder)
-        return rows.map(gather).prefetch(tf.data.AUTOTUNE)
+        return batches.map(gather).prefetch(tf.data.AUTOTUNE)
 
 
-class ImageFiles(_AnyOrder):
+class ImageFiles(Encoded):
     """Image files that are read and decoded whenever they are needed, for sets beyond memory.
 
     Args:
@@ -114,27 +98,36 @@ class ImageFiles(_AnyOrder):
         shape: tuple[int, int, int],
         image_size: tuple[int, int] | None,
     ) -> None:
-        super().__init__(labels)
-        self._paths = _on_cpu([os.fsencode(path) for path in paths])
+        super().__init__(len(labels), labels)
+        self._paths = on_cpu([os.fsencode(path) for path in paths])
         self._shape, self._image_size = shape, image_size
 
-    def _batched(
-        self, numbers: tf.data.Dataset, batch_size: int, drop_remainder: bool
-    ) -> tf.data.Dataset:
-        labels = _on_cpu(self.labels)
+    def in_order(self, rows: np.ndarray) -> tf.data.Dataset:
+        """The rows in the order given, with no bytes: a row tells the file."""
+        return tf.data.Dataset.from_tensor_slices(rows).map(_without_bytes)
 
-        def read(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def round_of(self, rows: np.ndarray) -> Callable[[tf.Tensor], tf.data.Dataset]:
+        """From the seeds of a round to a permutation of the rows, with no bytes."""
+
+        def order(seeds: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.Dataset.from_tensor_slices(permuted(rows, seeds)).map(_without_bytes)
+
+        return order
+
+    def decoder(self) -> Decoder:
+        """From a row to the image in its file, and its label."""
+        labels = on_cpu(self.labels)
+
+        def decode(row: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             image = decoded(tf.io.read_file(tf.gather(self._paths, row)))
             if self._image_size is not None:
                 image = resize(image, self._image_size)
             return tf.ensure_shape(image, self._shape), tf.gather(labels, row)
 
-        images = numbers.map(read, num_parallel_calls=tf.data.AUTOTUNE)
-        batches = images.batch(batch_size, drop_remainder=drop_remainder)
-        return batches.prefetch(tf.data.AUTOTUNE)
+        return decode
 
 
-class Streamed:
+class Streamed(Encoded):
     """Images read from the TFRecord files of a prepared TFDS split, for sets beyond memory.
 
     The order of an epoch shuffles the files, reads 16 of them in turn and shuffles every 4,096
@@ -158,63 +151,48 @@ class Streamed:
                 f"got {builder.info.file_format.value!r}: prepare it with file_format='tfrecord'."
             )
         info = builder.info.splits[split]
-        self.size = info.num_examples
+        super().__init__(info.num_examples)
         self._features, self._image_size = builder.info.features, image_size
         self._files = np.array([str(path) for path in info.filepaths])
         self._first_rows = np.cumsum([0, *info.shard_lengths[:-1]])
-        self._labels: np.ndarray | None = None
 
-    @property
-    def labels(self) -> np.ndarray:
-        """The int32 labels `[size]`, by row; read from all files when first asked for."""
-        if self._labels is None:
-            print(f"Reading the labels of {self.size:,} images.")
-            self._labels = np.fromiter(self._read_labels(), np.int32, self.size)
-        return self._labels
-
-    def relabeled(self, labels: np.ndarray) -> Images:
-        """The same images with other labels `[size]`."""
-        other = copy.copy(self)
-        other._labels = np.asarray(labels, np.int32)
-        return other
-
-    def batches(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
-        """The rows in the order of the files; the last batch may be smaller."""
+    def in_order(self, rows: np.ndarray) -> tf.data.Dataset:
+        """The rows in the order of the files, each with its record."""
         records = self._records().filter(self._is_in(rows)).take(len(rows))
-        records = records.apply(tf.data.experimental.assert_cardinality(len(rows)))
-        return self._decoded(records).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        return records.apply(tf.data.experimental.assert_cardinality(len(rows)))
 
-    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
-        """The rows in the order of `(seed, epoch)`; a last batch that is not full is dropped."""
+    def round_of(self, rows: np.ndarray) -> Callable[[tf.Tensor], tf.data.Dataset]:
+        """From the seeds of a round to all rows, shuffled as the class says, with their records."""
         is_in, file_numbers = self._is_in(rows), np.arange(len(self._files))
 
         def shuffle(seeds: tf.Tensor, rows: tf.Tensor, encoded: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            places = _permuted(tf.range(tf.size(rows)), seeds)
+            places = permuted(tf.range(tf.size(rows)), seeds)
             return tf.gather(rows, places), tf.gather(encoded, places)
 
         def order(seeds: tf.Tensor) -> tf.data.Dataset:
-            files = tf.data.Dataset.from_tensor_slices(_permuted(file_numbers, seeds))
+            files = tf.data.Dataset.from_tensor_slices(permuted(file_numbers, seeds))
             records = files.interleave(self._read, cycle_length=16).filter(is_in)
             # not Dataset.shuffle: its seed would be mixed with the user's global one
             chunks = records.batch(CHUNK).map(lambda *chunk: shuffle(seeds, *chunk))
             return chunks.prefetch(1).unbatch()
 
-        records = by_epoch(order, seed, len(rows))
-        batches = self._decoded(records).batch(batch_size, drop_remainder=True)
-        return batches.prefetch(tf.data.AUTOTUNE)
+        return order
 
     def _records(self) -> tf.data.Dataset:
         files = np.arange(len(self._files))
         return tf.data.Dataset.from_tensor_slices(files).flat_map(self._read)
 
-    def _read_labels(self) -> Iterator[np.integer]:
+    def _read_labels(self) -> np.ndarray:
         import tensorflow_datasets as tfds
+
+        print(f"Reading the labels of {self.size:,} images.")
 
         def label(_: tf.Tensor, record: tf.Tensor) -> tf.Tensor:
             skip = {"image": tfds.decode.SkipDecoding()}
             return self._features.deserialize_example(record, decoders=skip)["label"]
 
-        return self._records().map(label).as_numpy_iterator()
+        labels = self._records().map(label).as_numpy_iterator()
+        return np.fromiter(labels, np.int32, self.size)
 
     def _read(self, file: tf.Tensor) -> tf.data.Dataset:
         records = tf.data.TFRecordDataset(tf.gather(self._files, file))
@@ -226,15 +204,16 @@ class Streamed:
         chosen = tf.constant(chosen)
         return lambda row, _: chosen[row]
 
-    def _decoded(self, records: tf.data.Dataset) -> tf.data.Dataset:
-        labels = None if self._labels is None else _on_cpu(self._labels)
+    def decoder(self) -> Decoder:
+        """From a record to its image, and its label."""
+        labels = None if self._labels is None else on_cpu(self._labels)
 
         def decode(row: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             example = self._features.deserialize_example(record)
             image, label = image_and_label(example, self._image_size)
             return image, label if labels is None else tf.gather(labels, row)
 
-        return records.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+        return decode
 
 
 def image_and_label(
@@ -263,10 +242,5 @@ def resize(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     return tf.cast(tf.round(resized), tf.uint8)
 
 
-def _permuted(rows: np.ndarray | tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-    return tf.random.experimental.stateless_shuffle(rows, seeds, alg="philox")
-
-
-def _on_cpu(values: np.ndarray | Sequence[bytes]) -> tf.Tensor:
-    with tf.device("CPU:0"):
-        return tf.constant(values)
+def _without_bytes(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return row, tf.constant(b"")

@@ -1,4 +1,4 @@
-"""`load`: a data set by name, or a folder of images, as batches of raw images."""
+"""`load`: a data set by name, a folder of images or a manifest as batches of raw images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import numpy as np
 from keras_ssd.data.folder_layout import listed
 from keras_ssd.data.folders import folder_of, open_folder
 from keras_ssd.data.images import Images, Streamed
+from keras_ssd.data.mined import is_manifest, open_manifest
 from keras_ssd.data.order import check_seed
 from keras_ssd.data.sources import Source, open_source, split_rows
 from keras_ssd.data.splits import DatasetInfo, Splits
+from keras_ssd.data.training import Training
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
+_VALIDATION = 0.1  # of the training images, unless they have no labels
 STATISTICS_IMAGES = 50_000  # at most so many training images give the mean and deviation
 _STATISTICS_BYTES = 2**25  # of pixels counted at once
 
@@ -32,14 +35,14 @@ _CONSTANTS: dict[str, Constants] = {
 def load(
     name: str | os.PathLike,
     batch_size: int,
-    validation: float = 0.1,
+    validation: float | None = None,
     seed: int = 0,
     *,
     data_dir: str | os.PathLike | None = None,
     image_size: tuple[int, int] | None = None,
     download: bool = True,
 ) -> Splits:
-    """Loads an image classification set as batches of raw images.
+    """Loads an image classification set, or mined images, as batches of raw images.
 
     Sets of up to 4 GiB of decoded images are held in memory once, larger ones are streamed from
     their files. Images stay uint8; networks built with `info` normalise them. Mean and deviation
@@ -60,20 +63,28 @@ def load(
     (EXIF) is not applied. Hidden files are passed over. Every image is decoded once here; what
     cannot be read is left out with a warning.
 
+    A manifest (`data.mining.select`) gives the images that it lists, without labels: `train` holds
+    images alone, there is neither validation nor test, and `few_shot` and `label_noise` are
+    refused. `Splits.with_unlabeled` puts them between labelled ones. Sets of TensorFlow Datasets
+    are looked for as ever; a folder of images by its name below `data_dir`, else beside the
+    manifest, else below the current folder. Each image that is read here is compared with the
+    SHA-256 in the manifest; beyond memory those are 16 of each pool.
+
     Args:
         name: `digits` (scikit-learn: 1,797 handwritten digits, 3 equal channels, enlarged to
-            16x16); a set of TensorFlow Datasets, of which `names()` lists some; or a folder of
+            16x16); a set of TensorFlow Datasets, of which `names()` lists some; a folder of
             images: a `pathlib.Path`, or a string that is none of `names()` and names a folder that
-            exists (`data_dir` must be None).
+            exists (`data_dir` must be None); or the path of a manifest, which ends in `.jsonl`.
         batch_size: Images in a global batch, from 1 to the number of training images.
         validation: Share of the training images held out (a float in [0, 1)) or their number (an
-            integer); 0 for none.
+            integer); 0 for none. None for 0.1, and the only value for a manifest.
         seed: Integer in [0, 2^32): chooses the validation images and, with the epoch, the order of
             training.
-        data_dir: The folder where TFDS keeps its data, or one that holds it as `tfds`; None for
-            TFDS' own. What is prepared there is used without a network.
+        data_dir: The folder where TFDS keeps its data, or one that holds it as `tfds` or `pool`;
+            None for TFDS' own. What is prepared there is used without a network.
         image_size: Height and width that images are resized to (bilinear, antialiased, not keeping
-            the aspect); needed where a set has images of several sizes.
+            the aspect); needed where a set has images of several sizes. None for a manifest: those
+            that its images were scored in.
         download: Whether a set that is not there is downloaded and prepared.
 
     Returns:
@@ -82,30 +93,34 @@ def load(
     Raises:
         ValueError: If an argument is out of range, a split would be empty, a class would have no
             training image, there is no such set, it is not there and `download` is False, it has
-            no 8-bit images or no labels, or a folder holds no classes of images that can be read
-            or leaves it open which folders are the splits.
+            no 8-bit images or no labels, a folder holds no classes of images that can be read
+            or leaves it open which folders are the splits, or a manifest is cut off or lists
+            images that are not there or not those that were mined.
         TypeError: If `name` is neither a string nor a path.
         OSError: If the download fails.
         ImportError: If scikit-learn, which holds `digits`, is not installed.
     """
+    mined = is_manifest(name)
+    if mined and validation is not None:
+        raise ValueError(
+            f"`validation` must be left out for a manifest, got {validation!r}: its images have no "
+            "labels to validate by."
+        )
+    if validation is None:
+        validation = 0 if mined else _VALIDATION
     _check(batch_size, validation, image_size)
     check_seed(seed)
     image_size = image_size and (int(image_size[0]), int(image_size[1]))
-    folder, name = folder_of(name, data_dir), os.fsdecode(name)
-    if folder is None:
-        source = open_source(name, data_dir, image_size, download)
-    else:
-        source = open_folder(folder, name, image_size)
+    source, published = _opened(name, data_dir, image_size, download)
     train, held_out = _hold_out(source, validation, seed)
     if batch_size > len(train):
         raise ValueError(
-            f"`batch_size` must be at most the {len(train)} training images of {name!r}, got "
-            f"{batch_size}: training takes full batches only."
+            f"`batch_size` must be at most the {len(train)} training images of {source.name!r}, "
+            f"got {batch_size}: training takes full batches only."
         )
-    published = None if folder else _CONSTANTS.get(name.split(":")[0])
     mean, std = published or _computed(source, train)
     info = DatasetInfo(
-        name=name,
+        name=source.name,
         class_names=source.class_names,
         input_shape=source.input_shape,
         mean=mean,
@@ -113,16 +128,30 @@ def load(
         counts={"train": len(train), "validation": len(held_out), "test": len(source.test_rows)},
         fingerprint=source.fingerprint,
     )
+    training = Training(source.train, train, batch_size, seed, labeled=not mined)
     return Splits(
-        train=source.train.shuffled(train, batch_size, seed),
+        train=training.dataset(),
         validation=source.train.batches(held_out, batch_size) if len(held_out) else None,
-        test=source.test.batches(source.test_rows, batch_size),
+        test=None if mined else source.test.batches(source.test_rows, batch_size),
         info=info,
-        _images=source.train,
-        _rows=train,
-        _batch_size=batch_size,
-        _seed=seed,
+        _training=training,
     )
+
+
+def _opened(
+    name: str | os.PathLike,
+    data_dir: str | os.PathLike | None,
+    image_size: tuple[int, int] | None,
+    download: bool,
+) -> tuple[Source, Constants | None]:
+    """The source that the arguments of `load` mean, and its published mean and deviation."""
+    if is_manifest(name):
+        return open_manifest(name, data_dir, image_size, download), None
+    folder, name = folder_of(name, data_dir), os.fsdecode(name)
+    if folder is not None:
+        return open_folder(folder, name, image_size), None
+    source = open_source(name, data_dir, image_size, download)
+    return source, _CONSTANTS.get(name.split(":")[0])
 
 
 def _check(batch_size: int, validation: float, image_size: tuple[int, int] | None) -> None:

@@ -61,7 +61,7 @@ def open_source(
     """The source called `name`; the arguments are those of `load`."""
     if name == "digits":
         return _digits(image_size or DIGITS_SIZE)
-    return _from_tfds(_tfds_builder(name, data_dir), name, image_size, download)
+    return _from_tfds(tfds_builder(name, data_dir), name, image_size, download)
 
 
 def split_rows(size: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,29 +94,54 @@ def _digits(image_size: tuple[int, int]) -> Source:
     )
 
 
-def _tfds_builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+def tfds_builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+    """The builder of a set of TFDS: where it is prepared, otherwise where it would be.
+
+    Args:
+        name: As TFDS knows it, or that of a set that is prepared and known to nobody.
+        data_dir: The folder where TFDS keeps its data, or one that holds it as `tfds` or `pool`;
+            None for TFDS' own.
+
+    Raises:
+        ValueError: If there is no such set.
+    """
     import tensorflow_datasets as tfds  # takes seconds to import
 
-    if data_dir is not None:
-        data_dir = os.path.expanduser(data_dir)
-        inner = tf.io.gfile.join(data_dir, "tfds")
-        data_dir = inner if tf.io.gfile.isdir(inner) else data_dir
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-        known = {*names(), *tfds.list_builders(with_community_datasets=False)}
-        plain = name.lower().replace("-", "").replace(" ", "")
-        near = difflib.get_close_matches(plain, sorted(known), n=3)
-        hint = f"close names: {near}" if near else f"`data.names()` begins a list: {names()}"
-        what = "data set and no folder" if data_dir is None else "data set"
-        raise ValueError(f"There is no {what} {name!r}; {hint}.") from error
+    builders, reason = [], None
+    for place in _places(data_dir):
+        try:
+            builder = tfds.builder(name, data_dir=place)
+        except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+            reason = error
+            continue
+        if builder.is_prepared():
+            return builder
+        builders.append(builder)
+    if builders:
+        return builders[0]
+    known = {*names(), *tfds.list_builders(with_community_datasets=False)}
+    plain = name.lower().replace("-", "").replace(" ", "")
+    near = difflib.get_close_matches(plain, sorted(known), n=3)
+    hint = f"close names: {near}" if near else f"`data.names()` begins a list: {names()}"
+    what = "data set and no folder" if data_dir is None else "data set"
+    raise ValueError(f"There is no {what} {name!r}; {hint}.") from reason
+
+
+def _places(data_dir: str | os.PathLike | None) -> list[str | None]:
+    """Where to look for a set; what is downloaded goes to the first."""
+    if data_dir is None:
+        return [None]
+    outer = os.path.expanduser(data_dir)
+    inner = {part: tf.io.gfile.join(outer, part) for part in ("tfds", "pool")}
+    tfds_first = [inner["tfds"], outer, inner["pool"]]
+    return [place for place in tfds_first if place == outer or tf.io.gfile.isdir(place)]
 
 
 def _from_tfds(
     builder: tfds.core.DatasetBuilder, name: str, image_size: tuple[int, int] | None, download: bool
 ) -> Source:
     shape = _image_shape(builder, name, image_size)
-    _prepare(builder, name, download)
+    prepare(builder, name, download)
     sizes = _used_splits(builder, name)
     too_large = sum(sizes.values()) * np.prod(shape) > MEMORY_LIMIT
     images, fingerprint = (_stream if too_large else _read)(builder, sizes, shape, image_size)
@@ -176,7 +201,7 @@ def _used_splits(builder: tfds.core.DatasetBuilder, name: str) -> dict[str, int]
     return used
 
 
-def _prepare(builder: tfds.core.DatasetBuilder, name: str, download: bool) -> None:
+def prepare(builder: tfds.core.DatasetBuilder, name: str, download: bool) -> None:
     """Downloads what is not there yet, with TFDS' progress bars."""
     if builder.is_prepared():
         return

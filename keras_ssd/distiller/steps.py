@@ -88,7 +88,7 @@ class Steps(keras.Model):
         inputs = self._inputs(data, training=True)
         self._check_inputs(inputs)
         preflight.check_batch_size(self.objectives, inputs.images)
-        rows, teacher = self._views_and_teacher(inputs, self._step_seed())
+        rows, teacher = self._views_and_teacher(inputs, self._step_seed(), training=True)
         with tf.GradientTape() as tape:
             batch, guard, added = self._batch(inputs, rows, teacher, training=True)
             self._require_logits(guard, batch)
@@ -111,7 +111,8 @@ class Steps(keras.Model):
         """
         inputs = self._inputs(data, training=True)
         self._check_inputs(inputs)
-        rows, teacher = self._views_and_teacher(inputs, self._step_seed())
+        with keras.StatelessScope():  # moving averages of the teacher stay as they are
+            rows, teacher = self._views_and_teacher(inputs, self._step_seed(), training=True)
         # What would be written to a variable (batch-norm statistics, random states) stays in here.
         scope = keras.StatelessScope(collect_losses=True, initialize_variables=False)
         with scope, tf.GradientTape(persistent=True) as tape:
@@ -145,7 +146,8 @@ class Steps(keras.Model):
         if self.evaluate_views:
             self._check_inputs(inputs)
             preflight.check_batch_size(self.objectives, inputs.images)
-            objectives, (rows, teacher) = self.objectives, self._views_and_teacher(inputs, None)
+            objectives = self.objectives
+            rows, teacher = self._views_and_teacher(inputs, None, training=False)
         elif inputs.labels is None:
             raise ValueError(
                 "An evaluation without labels measures nothing: give `y`, or compile with "
@@ -190,12 +192,12 @@ class Steps(keras.Model):
             raise ValueError("`compile(loss=)` needs labels, and the data has none: give `y`.")
 
     def _views_and_teacher(
-        self, inputs: Inputs, seed: tf.Tensor | None
+        self, inputs: Inputs, seed: tf.Tensor | None, training: bool
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         rows = self.views(with_known_size(inputs.images, self.student), seed)
         if inputs.teacher is not None:
             return rows, inputs.teacher_rows(self.views.num_views)
-        return rows, {} if self.teacher is None else self.teacher(rows)
+        return rows, {} if self.teacher is None else self.teacher(rows, training=training)
 
     def _batch(
         self, inputs: Inputs, rows: tf.Tensor, teacher: Mapping[str, tf.Tensor], training: bool

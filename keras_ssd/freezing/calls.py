@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ class Call:
         outputs: The structure of `KerasTensor` that it gives.
         values: From the id of a weight to the variable that holds its value, where that is not the
             weight itself (inside a `FrozenBackbone`).
+        inference: Whether the model's own graph makes the call with `training=False`.
         private: Whether `layer` was made here and belongs to nobody else.
     """
 
@@ -38,6 +40,7 @@ class Call:
     kwargs: Mapping[str, Any]
     outputs: Any
     values: _Values = None
+    inference: bool = False
     private: bool = False
 
     @property
@@ -89,7 +92,7 @@ class Calls:
     def of(cls, model: keras.Model) -> Calls:
         """The calls of a functional model, nested and frozen models opened."""
         opened = _Opened()
-        inputs, outputs = opened.open(model, None)
+        inputs, outputs = opened.open(model, None, inference=False)
         return cls(inputs, opened.calls, single(outputs)).renamed(opened.stands_for)
 
     def renamed(self, stands_for: Mapping[int, keras.KerasTensor]) -> Calls:
@@ -148,15 +151,15 @@ class _Opened:
         self.stands_for: dict[int, keras.KerasTensor] = {}
         self._outer: list[Any] = []  # keeps tensors alive, whose ids are keys
 
-    def open(self, model: keras.Model, values: _Values) -> tuple[Any, Any]:
+    def open(self, model: keras.Model, values: _Values, inference: bool) -> tuple[Any, Any]:
         """Adds the calls of `model`; returns the structures of its inputs and outputs."""
         recorded: list[Call] = []
 
         def record(layer: Any, *args: Any, **kwargs: Any) -> Any:
             outputs = layer(*args, **kwargs)
-            # A model's own `training` wins over the one that a layer was called with in its graph.
-            kwargs.pop("training", None)
-            recorded.append(Call(layer, args, kwargs, outputs, values))
+            # Who runs the calls says what `training` is.
+            pinned = kwargs.pop("training", None) is False and not _false_by_default(layer)
+            recorded.append(Call(layer, args, kwargs, outputs, values, pinned or inference))
             return outputs
 
         copy = keras.models.clone_model(
@@ -172,7 +175,7 @@ class _Opened:
 
     def _open_call(self, call: Call, model: keras.Model, values: _Values) -> None:
         start = len(self.calls)
-        inputs, outputs = self.open(model, values)
+        inputs, outputs = self.open(model, values, call.inference)
         [inner], [outer] = _tensors(inputs), call.inputs
         if inner.dtype == outer.dtype:
             self.stands_for[id(inner)] = outer
@@ -182,6 +185,12 @@ class _Opened:
         pairs = zip(_tensors(call.outputs), _tensors(outputs), strict=True)
         self.stands_for.update({id(outer): inner for outer, inner in pairs})
         self._outer.append((call, inputs))
+
+
+def _false_by_default(layer: keras.layers.Layer) -> bool:
+    """Whether its `training` is False unless given, which Keras records like a user's False."""
+    training = inspect.signature(layer.call).parameters.get("training")
+    return training is not None and training.default is False
 
 
 def _model_inside(call: Call) -> tuple[keras.Model, _Values] | None:

@@ -151,7 +151,7 @@ def _with_fused_kernel(network: Calls) -> Calls:
             trainable=False,
             name=call.name,
         )
-        return call.remade(layer, _parameters(call))
+        return call.remade(layer, parameters(call))
 
     return network.with_remade(lambda call: fused(call) if is_batch_norm(call) else None)
 
@@ -208,12 +208,12 @@ def _pads_nothing(layer: keras.layers.Layer) -> bool:
 
 def _scale_and_offset(batch_norm: Call) -> tuple[np.ndarray, np.ndarray]:
     """What a batch normalisation multiplies by and adds in inference, float64 `[channels]`."""
-    gamma, beta, mean, variance = _parameters(batch_norm)
+    gamma, beta, mean, variance = parameters(batch_norm)
     scale = gamma / np.sqrt(variance + batch_norm.layer.epsilon)
     return scale, beta - mean * scale
 
 
-def _parameters(batch_norm: Call) -> list[np.ndarray]:
+def parameters(batch_norm: Call) -> list[np.ndarray]:
     """Gamma, beta, mean and variance, float64 `[channels]`."""
     layer = batch_norm.layer
     mean, variance = (_float64(batch_norm, w) for w in (layer.moving_mean, layer.moving_variance))

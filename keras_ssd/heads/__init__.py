@@ -1,6 +1,7 @@
 """Heads on a network, and taking them off again."""
 
 from keras_ssd.heads.auxiliary import with_auxiliary_classifiers
+from keras_ssd.heads.frozen_backbone import with_frozen_backbone
 from keras_ssd.heads.peer import with_peer
 from keras_ssd.heads.projection import with_projection
 from keras_ssd.heads.taps import named_outputs, strip_heads
@@ -9,6 +10,7 @@ __all__ = [
     "named_outputs",
     "strip_heads",
     "with_auxiliary_classifiers",
+    "with_frozen_backbone",
     "with_peer",
     "with_projection",
 ]

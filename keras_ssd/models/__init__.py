@@ -25,8 +25,9 @@ from keras_ssd.models import (
 from keras_ssd.models.blocks import Blocks
 from keras_ssd.models.fused import fuse_batch_norm
 from keras_ssd.models.network import Network
+from keras_ssd.models.stages import stage_multipliers
 
-__all__ = ["build", "fuse_batch_norm", "names"]
+__all__ = ["build", "fuse_batch_norm", "names", "stage_multipliers"]
 
 _NETWORKS: dict[str, Network] = {
     **resnet.NETWORKS,

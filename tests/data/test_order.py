@@ -14,12 +14,12 @@ def numbers(dataset):
     return [int(number) for number in dataset.unbatch()]
 
 
-def shuffled(seed=0, size=12):
+def shuffled(seed=0, size=12, per_epoch=None):
     def elements(seeds):
         order = tf.random.experimental.stateless_shuffle(tf.range(size), seeds)
         return tf.data.Dataset.from_tensor_slices(order)
 
-    return by_epoch(elements, seed, size).batch(4)
+    return by_epoch(elements, seed, size, per_epoch).batch(4)
 
 
 def test_order_is_a_function_of_seed_and_epoch():
@@ -32,6 +32,21 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert orders[0] == numbers(second)
     assert len({tuple(order) for order in [*orders.values(), numbers(reseeded)]}) == 3
     assert all(sorted(order) == list(range(12)) for order in orders.values())
+
+
+@pytest.mark.parametrize("per_epoch", [5, 12, 31])
+def test_epochs_of_another_length_go_on_through_the_rounds(per_epoch):
+    whole, parts = shuffled(), shuffled(per_epoch=per_epoch)
+    seen = {}
+    for epoch in reversed(range(-(-36 // per_epoch))):
+        epochs_of(parts)[0].assign(epoch)
+        seen[epoch] = numbers(parts)
+        assert len(seen[epoch]) == per_epoch
+    assert len(parts) == -(-per_epoch // 4)
+    endless = [number for epoch in sorted(seen) for number in seen[epoch]]
+    for number in range(3):
+        epochs_of(whole)[0].assign(number)
+        assert endless[12 * number : 12 * (number + 1)] == numbers(whole)
 
 
 def test_order_is_drawn_when_the_iterator_starts():

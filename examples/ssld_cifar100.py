@@ -1,15 +1,16 @@
-"""Label-free distillation (SSLD) on CIFAR-100: mined images, two stages, and a last one at a larger size.
+"""SSLD on CIFAR-100: distillation without labels, on mined images, in two or three stages.
 
     python examples/ssld_cifar100.py --data_dir ~/tensorflow_datasets \
         --teacher resnet56 --teacher_checkpoint resnet56.pth --student resnet20
 
-The teacher scores the unlabeled images of `--pools` (sets of TensorFlow Datasets, or folders of images), the best `--k` of
-each class that are in no test set are kept, and the student learns what the teacher says of all of them: first of
-everything, then of the target set at a hundredth of the rate, then the classifier alone at a larger input size. No label
-is used but to measure the accuracy. A run that was killed goes on where it was when the same command is given again.
+The teacher scores the unlabeled images of `--pools` (sets of TensorFlow Datasets, or folders of
+images), the best `--k` of each class that are in no test set are kept, and the student learns what
+the teacher says of them and of the target set; then of the target set alone, at a hundredth of the
+rate; then, with `--fix_epochs`, its classifier alone at a larger input size. No label is used but
+to measure accuracies. The same command given again goes on where a run was killed.
 
-Lists of `--losses`, `--images` and `--teacher_batch_norms` make a table of all combinations. `--smoke` tries the script in
-a minute on data that needs no download; `--help` lists all settings.
+Lists of `--losses`, `--images` and `--teacher_batch_norms` make a table of all combinations.
+`--smoke` tries the script in a minute on data that needs no download; `--help` lists all settings.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ _BATCH_NORMS = flags.DEFINE_list(
 _EPOCHS = flags.DEFINE_integer("epochs", 360, "Stage 1, in passes over the target set.", 1)
 _TARGET_EPOCHS = flags.DEFINE_integer("target_epochs", 30, "Epochs of stage 2; 0 for none.", 0)
 _FIX_EPOCHS = flags.DEFINE_integer("fix_epochs", 0, "Epochs at a larger size; 0 for none.", 0)
+_FIX_RATE = flags.DEFINE_float("fix_rate", 1e-4, "Rate of that stage, as a share of stage 1's.")
 _FIX_SIZE = flags.DEFINE_integer("fix_size", 40, "Height and width of that stage.", 1)
 _WARM_UP = flags.DEFINE_integer("warm_up", 5, "Epochs in which the rate of stage 1 rises.", 0)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a step.")
@@ -87,6 +89,7 @@ _SETTINGS = (
     "epochs",
     "target_epochs",
     "fix_epochs",
+    "fix_rate",
     "fix_size",
     "warm_up",
     "batch_size",
@@ -182,8 +185,8 @@ class _Stages:
         images = self._data.train.map(_resized(size))
         smaller = keras.layers.Resizing(*self._data.info.input_shape[:2])
         teacher = ssd.freeze(self._teacher.model, preprocessing=smaller)
-        rate = 0.01 * 0.01
-        self._train("fix", student, images, steps, rate, teacher=teacher, views=ssd.views.Plain())
+        views, rate = ssd.views.Plain(), _FIX_RATE.value
+        self._train("fix", student, images, steps, rate, teacher=teacher, views=views)
         return result | {"fix": accuracy(student, test)}
 
     def _train(

@@ -18,7 +18,7 @@ from keras_ssd.data.folder_layout import listed
 from keras_ssd.data.image_files import ending
 from keras_ssd.data.images import Images, InMemory, decoded, resize
 from keras_ssd.data.mined_parts import Part, Record, find_parts
-from keras_ssd.data.mining.duplicates import sha256_of
+from keras_ssd.data.mining.hashes import sha256_of
 from keras_ssd.data.mining.manifest import Manifest, Row, read_manifest
 
 _AT_ONCE = 64  # images decoded ahead: photographs in full size take 36 MB each

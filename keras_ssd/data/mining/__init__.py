@@ -1,7 +1,8 @@
 """Mining: which images of an unlabeled pool a teacher finds worth learning from."""
 
-from keras_ssd.data.mining.duplicates import difference_hash, near_duplicates
+from keras_ssd.data.mining.hashes import difference_hash
 from keras_ssd.data.mining.manifest import Manifest, Row, read_manifest
+from keras_ssd.data.mining.neighbours import near_duplicates
 from keras_ssd.data.mining.pools import Pool, Record, array_pool, open_pool
 from keras_ssd.data.mining.records import Scored
 from keras_ssd.data.mining.scores import Scores

@@ -81,11 +81,13 @@ class Evaluation:
     @property
     def detectors(self) -> dict[str, Any]:
         """Each detector with what it fires at, None where it is off."""
-        limits = {"dhash": "hamming_distance", "embedding": "similarity"}
-        return {"exact": True if self._parts else None} | {
-            name: {limit: self._limits[limit]} if name in self._detectors else None
-            for name, limit in limits.items()
+        distance, similarity = self._limits["hamming_distance"], self._limits["similarity"]
+        limits: dict[str, Any] = {
+            "dhash": {"hamming_distance": int(distance)},
+            "embedding": {"similarity": float(similarity)},
         }
+        found = {name: limits[name] if name in self._detectors else None for name in DETECTORS}
+        return {"exact": True if self._parts else None, **found}
 
     def digest(self) -> str | None:
         """SHA-256 of all images in their order; None where there is no target set."""

@@ -90,7 +90,7 @@ class Scorer:
         model: Any = frozen.model
         self.name = model.name
         self._frozen, self._is_given_frozen = frozen, teacher is frozen
-        self._size = image_size or _fixed_size(frozen)
+        self._size = _size(frozen, image_size)
         self._shape = (max(batch_size, _LEAST_ROWS), *(self._size or first_size()), 3)
         self.preprocessing = _preprocessing(frozen, self._size)
         outputs = _outputs(frozen, self._shape)
@@ -161,13 +161,13 @@ class Scorer:
         return tf.function(resized, autograph=False, input_signature=signature)
 
     @functools.cached_property
-    def _run(self) -> Callable[[np.ndarray], tuple[tf.Tensor | None, ...]]:
+    def _run(self) -> Callable[[np.ndarray], tuple[Any, ...]]:
         """What runs a batch; made when it is needed, as a pass that is done needs none."""
         teacher = self._frozen
         if self._embedding:
             teacher = _with_embedding(teacher, self._weights, self._is_given_frozen)
 
-        def run(images: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        def run(images: tf.Tensor) -> tuple[Any, ...]:
             outputs = teacher(images)
             logits = tf.cast(at_least_float32(outputs["logits"], "logits"), tf.float32)
             probabilities = tf.nn.softmax(logits / self._temperature)
@@ -243,14 +243,19 @@ def _vectors(outputs: Mapping[str, tf.Tensor], name: str) -> tf.Tensor:
     return embedding
 
 
-def _fixed_size(frozen: FrozenTeacher) -> Size | None:
-    """Height and width that the network takes images of, None where it takes any."""
+def _size(frozen: FrozenTeacher, image_size: Size | None) -> Size | None:
+    """Height and width that images are resized to, None where they stay as they are."""
     if frozen.preprocessing is not None or not is_functional(frozen.model):
-        return None
+        return image_size
     shape = as_functional(frozen.model).inputs[0].shape
     if len(shape) != 4 or None in shape[1:3]:
-        return None
-    return shape[1], shape[2]
+        return image_size
+    taken = (shape[1], shape[2])
+    if image_size not in (None, taken):
+        raise ValueError(
+            f"`image_size` must be None or {taken}, which the teacher takes, got {image_size}."
+        )
+    return taken
 
 
 def _with_embedding(frozen: FrozenTeacher, digest: str, settings_unknown: bool) -> FrozenTeacher:

@@ -33,6 +33,7 @@ class _Batch(NamedTuple):
     """Images of one chunk that are run at once."""
 
     chunk: int
+    ends_chunk: bool
     first: str  # id of the first of them
     readable: list[Record]
     unreadable: list[Record]
@@ -158,16 +159,16 @@ def _score(
         (batch, scorer(batch.images, len(batch.readable)))
         for batch in _ahead(itertools.chain.from_iterable(batches))
     )
-    for number, some in itertools.groupby(_ahead(answered), lambda pair: pair[0].chunk):
-        chunk: Chunk | None = None
-        for batch, answers in some:
-            chunk = chunk or Chunk(batch.first)
-            _add(chunk, batch, answers, index)
-            done += len(batch.readable) + len(batch.unreadable)
-            if progress is not None:
-                progress.update(done)
-        if chunk is not None:
-            scores.write(number, chunk)
+    chunk: Chunk | None = None
+    for batch, answers in _ahead(answered):
+        chunk = chunk or Chunk(batch.first)
+        _add(chunk, batch, answers, index)
+        if batch.ends_chunk:
+            scores.write(batch.chunk, chunk)
+            chunk = None
+        done += len(batch.readable) + len(batch.unreadable)
+        if progress is not None:
+            progress.update(done)
     if verbose:
         _tell(pool, scores, left / (time.perf_counter() - start))
 
@@ -210,10 +211,10 @@ def _batches(pool: Pool, chunks: Sequence[int], scorer: Scorer) -> Iterator[_Bat
                     f"none after {number * CHUNK + _images_in(number, pool) - left:,}."
                 )
             left -= len(some)
-            yield _batch(number, some, scorer)
+            yield _batch(number, left == 0, some, scorer)
 
 
-def _batch(chunk: int, records: list[Record], scorer: Scorer) -> _Batch:
+def _batch(chunk: int, ends_chunk: bool, records: list[Record], scorer: Scorer) -> _Batch:
     readable, images, unreadable = [], [], []
     for record in records:
         if record.image is None:
@@ -222,7 +223,8 @@ def _batch(chunk: int, records: list[Record], scorer: Scorer) -> _Batch:
         check_image(record.image, record.id)
         readable.append(record)
         images.append(record.image)
-    return _Batch(chunk, records[0].id, readable, unreadable, scorer.prepared(images))
+    prepared = scorer.prepared(images)
+    return _Batch(chunk, ends_chunk, records[0].id, readable, unreadable, prepared)
 
 
 def _images_in(chunk: int, pool: Pool) -> int:

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssd.data.order import epochs_of
+from keras_ssd.whole_files import replaced_when_complete
 
 
 class FollowEpoch(keras.callbacks.Callback):
@@ -95,6 +96,8 @@ class Backup(keras.callbacks.Callback):
         if not kept:
             return
         epoch = max(kept)
+        if not self.model.optimizer.built:  # a plain model's, until its first step
+            self.model.optimizer.build(self.model.trainable_variables)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Skipping variable loading")
             try:
@@ -111,7 +114,8 @@ class Backup(keras.callbacks.Callback):
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"epoch_{epoch + 1:06d}.weights.h5"
         earlier = set(self._kept().values()) - {path}
-        self.model.save_weights(path)
+        with replaced_when_complete(path) as partial:
+            self.model.save_weights(partial)
         for other in earlier:
             other.unlink()
 

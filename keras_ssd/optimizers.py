@@ -153,7 +153,7 @@ class SGD(keras.optimizers.Optimizer):
             "momentum": self.momentum,
             "nesterov": self.nesterov,
             "decay_batch_norm": self.decay_batch_norm,
-            "learning_rate_multipliers": dict(self.learning_rate_multipliers) or None,
+            "learning_rate_multipliers": dict(self.learning_rate_multipliers),
         }
         return {**config, "paths": list(self._paths)} if self.learning_rate_multipliers else config
 

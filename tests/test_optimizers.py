@@ -97,6 +97,15 @@ def test_golden_groups_are_one_optimizer_with_multipliers(case, jit_compile):
         np.testing.assert_allclose(weights[1], step["group1"], rtol=1e-12)
 
 
+def test_at_a_factor_of_0_no_gradient_is_too_large_and_the_velocity_rests():
+    weight = keras.Variable([1.0], name="frozen")
+    optimizer = SGD(0.1, 0.9, 0.5, learning_rate_multipliers={"frozen": 0.0})
+    for gradient in (1.0, math.inf):
+        optimizer.apply([tf.constant([gradient])], [weight])
+    assert float(weight[0]) == 1.0
+    assert float(velocity_of(optimizer)[0]) == 0.0
+
+
 @pytest.mark.parametrize("case", golden_cases("optimizer", "contrast_only"))
 def test_what_keras_does_is_something_else(case):
     optimizer = optimizer_of(case["params"])

@@ -389,14 +389,14 @@ class Distiller(Steps):
         The file is written under another name and renamed, so that a save that fails leaves the
         earlier file as it was.
         """
-        with saving.replaced_when_complete(filepath, overwrite) as path:
+        with saving.whole_file(filepath, overwrite) as path:
             super().save(path, overwrite=overwrite, **options)
 
     def save_weights(
         self, filepath: str | os.PathLike, overwrite: bool = True, **options: Any
     ) -> None:
         """Saves all variables (`keras.Model.save_weights`), never the teacher's; as `save` does."""
-        with saving.replaced_when_complete(filepath, overwrite) as path:
+        with saving.whole_file(filepath, overwrite) as path:
             super().save_weights(path, overwrite=overwrite, **options)
 
     def export(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from keras_ssd.whole_files import replaced_when_complete
+
 if TYPE_CHECKING:
     from keras_ssd.distiller.distiller import Distiller
 
@@ -77,20 +79,12 @@ def load_random_states(distiller: Distiller, store: Any) -> None:
 
 
 @contextlib.contextmanager
-def replaced_when_complete(
-    filepath: str | os.PathLike, overwrite: bool
-) -> Iterator[str | os.PathLike]:
-    """Gives a name to write to, in the same folder; renamed to `filepath` once all is written."""
+def whole_file(filepath: str | os.PathLike, overwrite: bool) -> Iterator[str | os.PathLike]:
+    """Gives a name to write to, which becomes `filepath` once all is written."""
     path = pathlib.Path(filepath)
     single_file = path.name.endswith((".keras", ".weights.h5")) and not path.is_dir()
     if not single_file or (path.exists() and not overwrite):
         yield filepath  # Keras' own business: folders, shards, the question before overwriting
         return
-    partial = path.with_name(f".partial-{path.name}")  # one name: a killed save leaves one file
-    try:
+    with replaced_when_complete(path) as partial:
         yield partial
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

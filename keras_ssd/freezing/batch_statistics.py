@@ -67,8 +67,7 @@ class BatchStatisticsNetwork(InferenceNetwork):
             self._keep(scope, row_count(keras.tree.flatten(images)[0]))
         return outputs
 
-    def _rewritten(self, model: keras.Model, dtype: str | None, fold_batch_norm: bool) -> Calls:
-        del fold_batch_norm
+    def _rewritten(self, model: keras.Model, dtype: str | None) -> Calls:
         network = Calls.of(model)
         self._check(model.name, [call for call in network.calls if not call.inference])
         if not self._updates:

@@ -39,9 +39,10 @@ class InferenceNetwork:
     def __init__(
         self, model: keras.Model, *, dtype: str | None = None, fold_batch_norm: bool = True
     ) -> None:
+        self._fold_batch_norm = fold_batch_norm
         random_state = random.getstate()  # Keras draws the seeds of new layers from it
         try:
-            self._calls = self._rewritten(model, dtype, fold_batch_norm)
+            self._calls = self._rewritten(model, dtype)
             inputs = self._calls.inputs
             self._entry = keras.Model(inputs, inputs)  # casts, names and shapes as Keras has them
         finally:
@@ -73,9 +74,9 @@ class InferenceNetwork:
         outputs = filled(self._calls.outputs)
         return keras.tree.map_structure(_widened, outputs) if self._to_float32 else outputs
 
-    def _rewritten(self, model: keras.Model, dtype: str | None, fold_batch_norm: bool) -> Calls:
+    def _rewritten(self, model: keras.Model, dtype: str | None) -> Calls:
         network = without_training_only(Calls.of(model))
-        if fold_batch_norm:
+        if self._fold_batch_norm:
             network = folded(network)
             _log(
                 [call.name for call in network.calls if holds_batch_norm(call.layer)],

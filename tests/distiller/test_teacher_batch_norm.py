@@ -163,8 +163,7 @@ def test_a_function_that_builds_its_model_only_when_it_is_called():
     inner = keras.Sequential([layers.Flatten(), layers.Dense(3)])
     model = distiller(KD, teacher=lambda rows: inner(tf.cast(rows, "float32") / 255))
     model.check(IMAGES, LABELS)
-    answers = [inner(IMAGES / 255).numpy() for _ in range(2)]
-    np.testing.assert_array_equal(*answers)
+    assert all(isinstance(weight.value, tf.Variable) for weight in inner.weights)
 
 
 def test_files_hold_nothing_of_it(tmp_path):

@@ -6,9 +6,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from data.manifests import photos, write_manifest
 
 import keras_ssd as ssd
 from keras_ssd import data
+from keras_ssd.data.order import epochs_of
 from keras_ssd.objectives import (
     AuxiliaryLabels,
     AuxiliaryTransfer,
@@ -40,14 +42,6 @@ UNLABELED = MIXED == -1
 ONE_HOT = np.where(UNLABELED[:, None], 0, tiny.ONE_HOT)
 NONE = np.full(12, -1)
 WEIGHTS = np.linspace(0.5, 2, 12)
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-METRICS = {
-    "loss": CROSS_ENTROPY,
-    "metrics": ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="top_2")],
-    "weighted_metrics": [
-        keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="nats")
-    ],
-}
 
 SELECTIVE = {"keep_wrong_labels": 0.5, "keep_wrong_similarity": 0.5}
 METHODS = {
@@ -67,6 +61,16 @@ def distiller(method, objectives=None, **compiled):
     model = ssd.Distiller(teacher, hsakd.network(), **preset)
     model.compile(**{"optimizer": sgd(0.02, momentum=0.9), "run_eagerly": True, **compiled})
     return model
+
+
+def measured(**other):
+    """Arguments of `compile` that go by labels."""
+    nats = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="nats")
+    return {"loss": cross_entropy(), "metrics": ["accuracy"], "weighted_metrics": [nats]} | other
+
+
+def cross_entropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def finite(arrays):
@@ -92,14 +96,14 @@ class ByHand(Objective):
         return self.inner(dataclasses.replace(batch, labels=some, sample_weight=weights))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_terms_are_those_of_weight_0_by_hand(method, weighted):
+def test_terms_are_those_of_weight_0_by_hand(method):
     by_hand = [ByHand(o) if o.needs_labels else o for o in METHODS[method]()["objectives"]]
     assert any(isinstance(objective, ByHand) for objective in by_hand)
     models = distiller(method), distiller(method, by_hand)
-    weights = WEIGHTS if weighted else None
-    shown = [[step(model, IMAGES, MIXED, weights) for _ in range(2)] for model in models]
+    shown = [
+        [step(model, IMAGES, MIXED, weights) for weights in (None, WEIGHTS)] for model in models
+    ]
     for ours, theirs in zip(*shown, strict=True):
         assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-6)
     tiny.assert_close(trained(models[0]), trained(models[1]), 1e-6)
@@ -159,10 +163,10 @@ def test_auxiliary_classifiers_against_numpy(kind):
 
 
 def test_loss_and_metrics_of_compile_against_numpy():
-    objectives = [SymmetricSoftLabels()]
-    model = tiny.distiller(
-        {"objectives": objectives}, student=network(batch_norm=False), optimizer=sgd(0.0), **METRICS
-    )
+    top_2 = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top_2")
+    options = measured(metrics=["accuracy", top_2], optimizer=sgd(0.0))
+    preset = {"objectives": [SymmetricSoftLabels()]}
+    model = tiny.distiller(preset, student=network(batch_norm=False), **options)
     logits = model.student(IMAGES)["logits"].numpy().astype("float64")
     nats = -log_softmax(logits)[np.arange(12), MIXED]
     order = np.argsort(-logits, axis=-1)
@@ -185,8 +189,10 @@ def test_loss_and_metrics_of_compile_against_numpy():
 @pytest.mark.parametrize("kind", ["integers", "one-hot"])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_labelled_image_in_a_batch(method, kind):
-    cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
-    options = METRICS if kind == "integers" else {"loss": cross_entropy, "metrics": ["accuracy"]}
+    options = measured()
+    if kind == "one-hot":
+        of_rows = keras.losses.CategoricalCrossentropy(from_logits=True)
+        options = {"loss": of_rows, "metrics": ["accuracy"]}
     model = distiller(method, **options)
     before = trained(model)
     labels = NONE if kind == "integers" else np.zeros_like(ONE_HOT)
@@ -217,20 +223,17 @@ def test_an_epoch_with_a_batch_of_no_labels_shows_the_mean_of_the_others():
 
 # --- Two replicas -------------------------------------------------------------------------------
 
-SORTED = np.where(np.arange(23) % 10 < 5, np.arange(23) % 3, -1)  # the second replica has no label
+# Of the first batch of 10 the second replica gets no label, of the last one, of 3, neither does.
+UNEQUAL = np.array([0, 1, 2, 0, 1, *[-1] * 5, 2, -1, 0, 1, 2, -1, 0, -1, -1, -1, *[-1] * 3])
 
 
 @pytest.mark.parametrize("method", ["sskd", pytest.param("combined", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("labels", ["one replica has none", "unequal"])
-def test_replicas_with_unequal_numbers_of_labels(method, labels, two_replicas, float64):
-    labels = SORTED if labels == "one replica has none" else np.where(SORTED % 7 == 0, -1, SORTED)
-    labels[20:] = -1  # the last batch has none at all
-
+def test_replicas_with_unequal_numbers_of_labels(method, two_replicas, float64):
     def make():
-        return distiller(method, run_eagerly=False, **METRICS)
+        return distiller(method, run_eagerly=False, **measured())
 
     one, two = one_and_two.on_one_and_two(two_replicas, make)
-    batches = one_and_two.batches(one_and_two.examples(23)[0], labels, np.linspace(0.5, 2, 23))
+    batches = one_and_two.batches(one_and_two.examples(23)[0], UNEQUAL, np.linspace(0.5, 2, 23))
     history = [model.fit(batches, epochs=2, verbose=0).history for model in (one, two)]
     one_and_two.assert_close(two.student.weights, one.student.weights, 1e-10)
     assert history[0].keys() == history[1].keys() >= {"hard_labels", "accuracy", "nats"}
@@ -259,17 +262,21 @@ def of_digits(objectives, **compiled):
 def test_training_on_both(digits):
     model = of_digits([HardLabels(), SymmetricSoftLabels()])
     history = model.fit(digits.train, epochs=2, verbose=0).history
-    batches = [*digits.train.unbatch().batch(1_000).as_numpy_iterator()]
-    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-    known = labels >= 0
-    assert known.mean() == 0.5
-    logits = model.student.predict(images[known], verbose=0)["logits"].astype("float64")
-    nats = -log_softmax(logits)[np.arange(len(logits)), labels[known]].mean()
-    assert history["hard_labels"] == pytest.approx([nats, nats], rel=1e-4)
-    accuracy = (logits.argmax(-1) == labels[known]).mean()
-    assert history["accuracy"] == pytest.approx([accuracy, accuracy])
-    soft = history["symmetric_soft_labels"]
-    assert soft[0] != pytest.approx(soft[1], rel=1e-6)  # each epoch has other unlabeled images
+    for epoch in (0, 1):
+        for variable in epochs_of(digits.train):
+            variable.assign(epoch)
+        whole = digits.train.unbatch().batch(16 * len(digits.train))
+        images, labels = next(whole.as_numpy_iterator())
+        known = labels >= 0
+        assert known.mean() == 0.5
+        logits = model.student.predict(images, verbose=0)["logits"].astype("float64")
+        student, teacher = log_softmax(logits), log_softmax(model.teacher(images)["logits"].numpy())
+        shown = {name: values[epoch] for name, values in history.items()}
+        nats = -student[np.arange(len(labels)), labels][known].mean()
+        assert shown["hard_labels"] == pytest.approx(nats, rel=1e-4)
+        assert shown["accuracy"] == pytest.approx((logits.argmax(-1) == labels)[known].mean())
+        apart = ((np.exp(teacher) - np.exp(student)) * (teacher - student)).sum(-1) / 2
+        assert shown["symmetric_soft_labels"] == pytest.approx(apart.mean(), rel=1e-4)
 
 
 def test_check_of_a_data_set_of_both(digits):
@@ -305,7 +312,8 @@ def knowing(shift=0):
 
 
 def checked(teacher, labels, *, objectives=None, images=PICTURES):
-    model = ssd.Distiller(teacher, network(), objectives or [HardLabels(), SoftLabels()])
+    headless = keras.Model((whole := network()).inputs, whole.output["logits"])
+    model = ssd.Distiller(teacher, headless, objectives or [HardLabels(), SoftLabels()])
     model.compile(sgd(), run_eagerly=True)
     return model.check(images, labels, batch_size=60)
 
@@ -362,28 +370,30 @@ class Bare(keras.utils.PyDataset):
 
 def generator():
     while True:
-        yield from (IMAGES[start : start + 4] for start in (0, 4, 8))
+        yield from ((IMAGES[start : start + 4],) for start in (0, 4, 8))  # Keras wants tuples
 
 
 TENSORS = tf.data.Dataset.from_tensor_slices(IMAGES)
+TUPLES = TENSORS.map(lambda image: (image,))
+DICTS = TENSORS.map(lambda image: {"image": image})
 BARE = {
     "arrays": lambda: {"x": IMAGES, "batch_size": 4},
     "tensors": lambda: {"x": tf.constant(IMAGES), "batch_size": 4},
     "a dict": lambda: {"x": {"image": IMAGES}, "batch_size": 4},
     "tf.data": lambda: {"x": TENSORS.batch(4)},
-    "tf.data of tuples": lambda: {"x": TENSORS.map(lambda x: (x,)).batch(4)},
-    "tf.data of dicts": lambda: {"x": TENSORS.map(lambda x: {"image": x}).batch(4)},
+    "tf.data of tuples": lambda: {"x": TUPLES.batch(4)},
+    "tf.data of dicts": lambda: {"x": DICTS.batch(4)},
     "PyDataset": lambda: {"x": Bare()},
     "generator": lambda: {"x": generator(), "steps_per_epoch": 3},
 }
 LABEL_FREE = {
-    "soft_labels": [SoftLabels()],
     "symmetric": [SymmetricSoftLabels()],
     "heads": [SoftLabels(views="all"), AuxiliaryTransfer(diagnostics=False)],
 }
 
 
 def label_free(objectives="symmetric", **compiled):
+    keras.utils.set_random_seed(0)  # that of the dropout
     views = Rotations(padding=1) if objectives == "heads" else None
     student = hsakd.network(dropout=0.3, batch_norm="own")
     model = ssd.Distiller(hsakd.network(8, seed=0), student, LABEL_FREE[objectives], views)
@@ -402,28 +412,48 @@ def test_images_alone_in_every_form(kind):
 
 
 @pytest.mark.parametrize("objectives", LABEL_FREE)
-@pytest.mark.parametrize("compiled", [{}, {"jit_compile": True}], ids=["graph", "XLA"])
-def test_labels_change_nothing(objectives, compiled):
-    """Six steps of crops, dropout and batch normalisation; labels are in metrics alone."""
+def test_labels_change_nothing(objectives):
+    """Crops, dropout and batch normalisation; labels are in metrics alone."""
     permuted = np.random.default_rng(0).permutation(LABELS)
-    given = [None, LABELS, permuted, np.zeros(12, "int32"), MIXED, NONE, tiny.ONE_HOT]
-    given = given if not compiled else given[:2]
     expected = None
-    for labels in given:
-        keras.utils.set_random_seed(0)
-        model = label_free(objectives, **compiled)
-        history = fit(model, IMAGES, labels, batch_size=4, epochs=2)
+    for labels in (None, LABELS, permuted, np.zeros(12, "int32"), MIXED, tiny.ONE_HOT):
+        model = label_free(objectives, run_eagerly=True)
+        history = fit(model, IMAGES, labels, batch_size=6)
         assert ("accuracy" in history) == (labels is not None)
         expected = everything(model) if expected is None else expected
         assert_equal(everything(model), expected)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_labels_change_nothing_in_graphs(jit_compile):
+    models = [label_free(jit_compile=jit_compile) for _ in range(2)]
+    for model, labels in zip(models, (None, LABELS), strict=True):
+        fit(model, IMAGES, labels, batch_size=4, epochs=2)
+    assert_equal(everything(models[0]), everything(models[1]))
+
+
 def test_labels_that_come_now_and_then_change_nothing():
-    models = label_free(), label_free()
+    models = label_free(run_eagerly=True), label_free(run_eagerly=True)
     for labels in (LABELS, None):
         fit(models[0], IMAGES, labels, batch_size=4)
         fit(models[1], IMAGES, None, batch_size=4)
     assert_equal(everything(models[0]), everything(models[1]))
+
+
+@pytest.mark.parametrize("beside_labels", [False, True])
+def test_a_manifest_epoch_by_epoch(tmp_path, beside_labels):
+    """A run that goes on after an epoch sees what an undisturbed one sees."""
+    pool = photos(tmp_path, range(60, 80), shape=(8, 8, 3))
+    manifest = write_manifest(tmp_path / "mined.jsonl", list(pool.read()))
+    splits = data.load(manifest, 4)
+    if beside_labels:
+        labelled = data.load("digits", 4, 0, image_size=(8, 8)).few_shot(0.01)
+        splits = labelled.with_unlabeled(splits, share=0.5)
+    whole, cut = label_free(run_eagerly=True), label_free(run_eagerly=True)
+    whole.fit(splits.train, epochs=2, verbose=0)
+    for epoch in (0, 1):
+        cut.fit(splits.train, initial_epoch=epoch, epochs=epoch + 1, verbose=0)
+    assert_equal(everything(cut), everything(whole))
 
 
 def test_images_alone_on_two_replicas(two_replicas, float64):
@@ -445,7 +475,11 @@ def test_images_alone_on_two_replicas(two_replicas, float64):
     ("objectives", "loss", "message"),
     [
         ([HardLabels(), SoftLabels()], None, "`hard_labels` needs labels, and the data has none"),
-        ([SoftLabels()], CROSS_ENTROPY, r"`compile\(loss=\)` needs labels, and the data has none"),
+        (
+            [SoftLabels()],
+            cross_entropy(),
+            r"`compile\(loss=\)` needs labels, and the data has none",
+        ),
     ],
 )
 def test_what_needs_labels_says_so(objectives, loss, message):

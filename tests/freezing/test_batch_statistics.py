@@ -395,9 +395,13 @@ def test_a_false_in_the_graph_wins(inside):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_true_in_the_graph_turns_nothing_on(inside):
-    frozen = ssd.freeze(called_with(True, inside), batch_norm="batch")
+def test_a_true_in_the_graph_says_nothing(inside):
+    model = called_with(True, inside)
+    frozen = ssd.freeze(model, batch_norm="batch")
     assert difference(frozen_training(frozen), frozen_training(frozen)) == 0
+    assert difference(frozen_answer(frozen), answer(model)) < FLOAT32
+    frozen = ssd.freeze(model, batch_norm="batch_update")
+    assert difference(frozen_training(frozen), in_training(model)[0]) < UNFUSED
 
 
 # --- Precision ----------------------------------------------------------------------------------

@@ -61,6 +61,31 @@ def test_networks_of_the_papers(name):
     check(with_kernels(model), images(size))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet8x4",
+        pytest.param("mobilenet_v2", marks=pytest.mark.slow),
+        pytest.param("shufflenet_v1", marks=pytest.mark.slow),
+    ],
+)
+def test_batch_statistics_of_the_papers_networks(name):
+    """As the network itself in training, which has the same kernels; in bfloat16 nearly so."""
+    model = with_kernels(ssd.models.build(name, input_shape=(16, 16, 3), **INFO))
+    rows = images(16, rows=8)
+    options = [{}, {"dtype": "bfloat16"}]
+    frozen = [ssd.freeze(model, batch_norm="batch_update", **each) for each in options]
+    whole, half = ([np.asarray(each(rows, training=True)["logits"])] for each in frozen)
+    expected = [np.asarray(model(rows, training=True))]
+    assert difference(whole, expected) < 1e-6
+    assert difference(half, expected) < 0.1
+    averages = [v for v in frozen[0].variables if "/moving_" in v.path]
+    theirs = [v for v in model.weights if "moving_" in v.name]
+    assert len(averages) == len(theirs)
+    for one, other in zip(averages, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_networks_of_keras(name):

@@ -212,7 +212,7 @@ def test_vgg_keeps_the_maxima_that_it_was_built_with():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", models.names())
-def test_every_network_can_be_enlarged(name, tmp_path):
+def test_every_network_can_be_enlarged(name):
     options = {"num_classes": 3, "mean": [0.5] * 3, "std": [0.2] * 3}
     model = models.build(name, input_shape=(32, 32, 3), **options)
     images = RANDOM.integers(0, 256, (1, 40, 40, 3)).astype("uint8")
@@ -224,9 +224,17 @@ def test_every_network_can_be_enlarged(name, tmp_path):
     as_built.set_weights(model.get_weights())
     np.testing.assert_array_equal(larger(images, training=True), as_built(images))
     assert [v.path for v in larger.trainable_variables] == ["logits/kernel", "logits/bias"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1"])
+def test_families_are_saved(name, tmp_path):
+    larger = with_frozen_backbone(
+        models.build(name, num_classes=3, input_shape=(8, 8, 3)), image_size=(12, 10)
+    )
     larger.save(tmp_path / "larger.keras")
     loaded = keras.models.load_model(tmp_path / "larger.keras")
-    np.testing.assert_array_equal(loaded(images), larger(images))
+    np.testing.assert_array_equal(loaded(LARGER), larger(LARGER))
 
 
 APPLICATIONS = {  # of Keras: the classifier

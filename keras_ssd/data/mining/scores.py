@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from keras_ssd.data.mining.records import Scored
+from keras_ssd.whole_files import replaced_when_complete
 
 SCHEMA = 1
 _HEADER = "header.json"
@@ -153,7 +154,7 @@ class Scores:
         """Puts a chunk into the folder, and the header before the first one."""
         if not (self.folder / _HEADER).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace(self.folder / _HEADER, _json(self.header))
+            _write(self.folder / _HEADER, _json(self.header))
         lines = b"".join(map(_line, chunk.records))
         tally = {
             "first": chunk.first,
@@ -163,7 +164,7 @@ class Scores:
             "duplicates": chunk.duplicates,
             "sha256": hashlib.sha256(lines).hexdigest(),
         }
-        replace(self._path(number), _json(tally) + lines)
+        _write(self._path(number), _json(tally) + lines)
 
     def tally(self, number: int) -> dict[str, Any]:
         """The first line of a chunk, which counts what is in it."""
@@ -217,14 +218,9 @@ def _check_same(folder: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, 
             )
 
 
-def replace(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file under another name, always the same, and renames it once it is on the disk."""
-    partial = path.with_name(f".partial-{path.name}")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _write(path: pathlib.Path, content: bytes) -> None:
+    with replaced_when_complete(path) as partial:
+        partial.write_bytes(content)
 
 
 def shortened(text: str, length: int = 80) -> str:
@@ -232,7 +228,7 @@ def shortened(text: str, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def shortest(values: Sequence[float]) -> list[float]:
+def _shortest(values: Sequence[float]) -> list[float]:
     """Numbers whose decimals are no more than tell them from others in float32."""
     return [float(str(np.float32(value))) for value in values]
 
@@ -269,11 +265,11 @@ def _line(record: Scored) -> bytes:
             "id": record.id,
             "source": record.source,
             "classes": record.classes,
-            "scores": shortest(record.scores),
+            "scores": _shortest(record.scores),
             "sha256": record.sha256,
             "detector": record.detector,
             "best_match": record.best_match,
-            "best_similarity": None if similarity is None else shortest([similarity])[0],
+            "best_similarity": None if similarity is None else _shortest([similarity])[0],
         }
     )
 

@@ -29,7 +29,7 @@ CHUNK = 4_096  # images in a file: what a kill loses at most
 _Item = TypeVar("_Item")
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Images of one chunk that are run at once."""
 
     chunk: int
@@ -104,6 +104,10 @@ def score(
             out of range.
     """
     _check(temperature, classes_per_image, image_size, batch_size, verbose)
+    if not hasattr(pool, "read"):
+        raise TypeError(
+            f"`pool` must be what `open_pool` or `array_pool` gives, got a {type(pool).__name__}."
+        )
     evaluation = Evaluation(target, detectors, hamming_distance, similarity)
     if pool.size < 1:
         raise ValueError(f"The pool {pool.name!r} must hold images, got none.")
@@ -137,30 +141,29 @@ def score(
     missing = scores.missing()
     _check_order(pool, scores, missing)
     if missing:
-        _score(pool, scores, missing, scorer, evaluation.index(scorer), verbose)
+        fill(scores, missing, pool, scorer, evaluation.index(scorer), verbose)
     _warn_of_unreadable(pool, scores)
     return scores
 
 
-def _score(
-    pool: Pool,
+def fill(
     scores: Scores,
     missing: Sequence[int],
+    pool: Pool,
     scorer: Scorer,
     index: Index,
-    verbose: int,
+    verbose: int = 0,
 ) -> None:
     """Writes the chunks that are missing."""
     start, left = time.perf_counter(), sum(_images_in(number, pool) for number in missing)
     done = pool.size - left
     progress = keras.utils.Progbar(pool.size, unit_name="image") if verbose else None
-    batches = (_batches(pool, numbers, scorer) for numbers in _runs(missing))
     answered = (
         (batch, scorer(batch.images, len(batch.readable)))
-        for batch in _ahead(itertools.chain.from_iterable(batches))
+        for batch in ahead(batches(pool, missing, scorer))
     )
     chunk: Chunk | None = None
-    for batch, answers in _ahead(answered):
+    for batch, answers in ahead(answered):
         chunk = chunk or Chunk(batch.first)
         _add(chunk, batch, answers, index)
         if batch.ends_chunk:
@@ -173,7 +176,7 @@ def _score(
         _tell(pool, scores, left / (time.perf_counter() - start))
 
 
-def _add(chunk: Chunk, batch: _Batch, answers: Answers, index: Index) -> None:
+def _add(chunk: Chunk, batch: Batch, answers: Answers, index: Index) -> None:
     """Puts a batch and its duplicates into a chunk."""
     chunk.seen += len(batch.readable)
     chunk.unreadable += [[one.source or one.id, one.problem or ""] for one in batch.unreadable]
@@ -198,23 +201,24 @@ def _add(chunk: Chunk, batch: _Batch, answers: Answers, index: Index) -> None:
             chunk.duplicates[match.detector] = chunk.duplicates.get(match.detector, 0) + 1
 
 
-def _batches(pool: Pool, chunks: Sequence[int], scorer: Scorer) -> Iterator[_Batch]:
-    """The images of some chunks that follow on one another, in batches that end with a chunk."""
-    records = pool.read(chunks[0] * CHUNK)
-    for number in chunks:
-        left = _images_in(number, pool)
-        while left:
-            some = list(itertools.islice(records, min(left, scorer.rows)))
-            if not some:
-                raise ValueError(
-                    f"The pool {pool.name!r} must hold the {pool.size:,} images of its `size`, got "
-                    f"none after {number * CHUNK + _images_in(number, pool) - left:,}."
-                )
-            left -= len(some)
-            yield _batch(number, left == 0, some, scorer)
+def batches(pool: Pool, chunks: Sequence[int], scorer: Scorer) -> Iterator[Batch]:
+    """The images of some chunks in batches, none of which reaches into another chunk."""
+    for run in _runs(chunks):
+        records = pool.read(run[0] * CHUNK)
+        for number in run:
+            left = _images_in(number, pool)
+            while left:
+                some = list(itertools.islice(records, min(left, scorer.rows)))
+                if not some:
+                    raise ValueError(
+                        f"The pool {pool.name!r} must hold the {pool.size:,} images of its `size`, "
+                        f"got none after {number * CHUNK + _images_in(number, pool) - left:,}."
+                    )
+                left -= len(some)
+                yield _batch(number, left == 0, some, scorer)
 
 
-def _batch(chunk: int, ends_chunk: bool, records: list[Record], scorer: Scorer) -> _Batch:
+def _batch(chunk: int, ends_chunk: bool, records: list[Record], scorer: Scorer) -> Batch:
     readable, images, unreadable = [], [], []
     for record in records:
         if record.image is None:
@@ -224,7 +228,7 @@ def _batch(chunk: int, ends_chunk: bool, records: list[Record], scorer: Scorer) 
         readable.append(record)
         images.append(record.image)
     prepared = scorer.prepared(images)
-    return _Batch(chunk, ends_chunk, records[0].id, readable, unreadable, prepared)
+    return Batch(chunk, ends_chunk, records[0].id, readable, unreadable, prepared)
 
 
 def _images_in(chunk: int, pool: Pool) -> int:
@@ -237,7 +241,7 @@ def _runs(numbers: Iterable[int]) -> Iterator[list[int]]:
         yield [number for _, number in run]
 
 
-def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
     """The same items, the next one made in a thread while one is used."""
     end: Any = object()
     with ThreadPoolExecutor(1) as thread:
@@ -260,10 +264,11 @@ def _first_size(pool: Pool) -> tuple[int, int]:
 
 def _check_order(pool: Pool, scores: Scores, missing: Collection[int]) -> None:
     """Refuses another shard, or another order: the last chunk that is there tells."""
-    there = [number for number in range(scores.count) if number not in set(missing)]
+    there = sorted(set(range(scores.count)) - set(missing))
     if not there:
         return
-    first, noted = next(pool.read(there[-1] * CHUNK)).id, scores.tally(there[-1])["first"]
+    first = next((record.id for record in pool.read(there[-1] * CHUNK)), None)
+    noted = scores.tally(there[-1])["first"]
     if first != noted:
         raise ValueError(
             f"{str(scores.folder)!r} holds scores of another shard or order of the pool "

@@ -57,7 +57,7 @@ class _Entry(NamedTuple):
 
     score: float
     reversed_id: bytes
-    arrival: int  # keeps images of one id apart, so that they reach the error
+    arrival: int  # tells images of one id apart
     record: Scored
 
 
@@ -67,25 +67,25 @@ class _Best:
     def __init__(self, k: int) -> None:
         self._k = k
         self._entries: list[_Entry] = []
-        self._arrivals = 0
         self._best_lost = (-1.0, b"")
 
-    def offer(self, score: float, record: Scored) -> None:
+    def offer(self, score: float, arrival: int, record: Scored) -> None:
         entries = self._entries
         full = len(entries) == self._k
         if full and (not entries or score < entries[0].score):
             return
         reversed_id = _encoded(record.id).translate(_REVERSED) + b"\xff"
-        entry = _Entry(score, reversed_id, self._arrivals, record)
-        self._arrivals += 1
+        entry = _Entry(score, reversed_id, arrival, record)
         if full:
             lost = heapq.heappushpop(entries, entry)
             self._best_lost = max(self._best_lost, lost[:2])
         else:
             heapq.heappush(entries, entry)
 
-    def ranked(self) -> list[_Entry]:
-        return sorted(self._entries, reverse=True)
+    def drained(self) -> list[_Entry]:
+        """The best first; the heap is empty then, so that nothing is held twice."""
+        entries, self._entries = self._entries, []
+        return sorted(entries, reverse=True)
 
     def lost(self, entry: _Entry) -> bool:
         """Whether an image of the same id and score found no place."""
@@ -127,9 +127,9 @@ def top_k_per_class(
     threshold = float32(min_score)
     best = [_Best(int(k)) for _ in range(num_classes)]
     counts = dict.fromkeys(("seen", *FATES), 0)
-    for record in records:
+    for arrival, record in enumerate(records):
         counts["seen"] += 1
-        counts[_fate(record, best, threshold)] += 1
+        counts[_fate(arrival, record, best, threshold)] += 1
     rows = _merged(best)
     counts["kept"] = len(rows)
     counts["not_in_top_k"] -= len(rows)
@@ -159,7 +159,7 @@ def _encoded(id: str) -> bytes:
         ) from None
 
 
-def _fate(record: Scored, best: list[_Best], threshold: float) -> str:
+def _fate(arrival: int, record: Scored, best: list[_Best], threshold: float) -> str:
     """Offers an image to its classes; `not_in_top_k` is what it is until the end is known."""
     if not all(map(math.isfinite, record.scores)):
         return "non_finite"
@@ -173,30 +173,30 @@ def _fate(record: Scored, best: list[_Best], threshold: float) -> str:
                 "the number of classes of the scorer."
             )
         if score >= threshold:
-            best[label].offer(score, record)
+            best[label].offer(score, arrival, record)
             fate = "not_in_top_k"
     return fate
 
 
 def _merged(best: list[_Best]) -> tuple[Row, ...]:
     """Each image once, where its rank is best, sorted by class and rank."""
-    kept: dict[str, tuple[Row, Scored]] = {}
+    rows: dict[str, Row] = {}
+    arrivals: dict[str, int] = {}
     twice: set[str] = set()
     for label, heap in enumerate(best):
-        for rank, entry in enumerate(heap.ranked()):
-            record = entry.record
-            row, earlier = kept.get(record.id, (None, record))
-            if heap.lost(entry) or earlier is not record or (row and row.label == label):
-                twice.add(record.id)
-            if row is None or rank < row.rank:
-                kept[record.id] = _row(entry, label, rank), record
+        for rank, entry in enumerate(heap.drained()):
+            id = entry.record.id
+            if heap.lost(entry) or arrivals.setdefault(id, entry.arrival) != entry.arrival:
+                twice.add(id)
+            if id not in rows or rank < rows[id].rank:
+                rows[id] = _row(entry, label, rank)
     if twice:
         raise ValueError(
             "The ids of all images that are mined together must be unique, got several images of "
             f"{listed(twice)}: give each image and each folder of scores once, and pools of "
             "several folders different names."
         )
-    return tuple(sorted((row for row, _ in kept.values()), key=lambda row: (row.label, row.rank)))
+    return tuple(sorted(rows.values(), key=lambda row: (row.label, row.rank)))
 
 
 def _row(entry: _Entry, label: int, rank: int) -> Row:

@@ -118,9 +118,8 @@ def test_every_batch_has_one_shape(embeds):
     model = keras.Model(image, base(Noted()(image)))
     shapes.clear()
     scoring = scorer(model, batch_size=4, embeds=embeds)
-    shapes = [shape for shape in shapes if shape[0] is not None]
     answers(scoring)
-    assert set(shapes) == {(4, 4, 4, 3)}
+    assert set(shapes) - {(None, 4, 4, 3)} == {(4, 4, 4, 3)}
 
 
 def test_a_row_is_never_alone():
@@ -180,7 +179,7 @@ def test_embedding_of_a_teacher_with_its_own_preprocessing():
     frozen = ssd.freeze(model, preprocessing=layers.Resizing(4, 4))
     large = images(5, shape=(8, 8, 3))
     _, scores, embeddings, _ = answers(scorer(frozen, first=(8, 8), embeds=True), large)
-    small = layers.Resizing(4, 4)(tf.constant(large))
+    small = tf.function(layers.Resizing(4, 4))(large)
     np.testing.assert_allclose(embeddings, layer_output(model, "pool", small), rtol=1e-4, atol=1e-5)
     probabilities = softmax(model(small).numpy().astype("float64"))
     np.testing.assert_allclose(scores[:, 0], probabilities.max(axis=1), rtol=1e-5)
@@ -322,7 +321,8 @@ def test_image_size_goes_first():
         found = scorer(model, size)
         assert found.prepared([IMAGES[0]]).shape == (4, *size, 3)
         assert found.preprocessing["resize"] == list(size)
-    with pytest.raises(ValueError, match=r"\(4, 7, 5, 3\)|shape"):
+    assert scorer(network(), (4, 4)).preprocessing["resize"] == [4, 4]
+    with pytest.raises(ValueError, match=r"must be None or \(4, 4\), which .* takes, got \(7, 5\)"):
         scorer(network(), (7, 5))
 
 

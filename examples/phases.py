@@ -91,6 +91,7 @@ def train(
     nesterov: bool = False,
     verbose: int | str = "auto",
     validation_data: tf.data.Dataset | None = None,
+    callbacks: list[keras.callbacks.Callback] | None = None,
     **compile_options: Any,
 ) -> keras.callbacks.History:
     """Trains as the papers did: SGD, momentum 0.9, decay 5e-4, the rate times 0.1 at each drop.
@@ -106,6 +107,7 @@ def train(
         nesterov: Nesterov momentum, which HSAKD takes and SSKD does not.
         verbose: As in `keras.Model.fit`.
         validation_data: As in `keras.Model.fit`.
+        callbacks: As in `keras.Model.fit`.
         **compile_options: As in `Distiller.compile`.
     """
     schedule = ssd.schedules.steps_at(
@@ -126,6 +128,7 @@ def train(
         epochs=epochs,
         verbose=verbose,
         validation_data=validation_data,
+        callbacks=callbacks,
     )
 
 

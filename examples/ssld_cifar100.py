@@ -3,8 +3,8 @@
     python examples/ssld_cifar100.py --data_dir ~/tensorflow_datasets \
         --teacher resnet56 --teacher_checkpoint resnet56.pth --student resnet20
 
-The teacher scores the unlabeled images of `--pools` (sets of TensorFlow Datasets, or folders of
-images), the best `--k` of each class that are in no test set are kept, and the student learns what
+The teacher scores the unlabeled images of `--pools` (sets of TensorFlow Datasets, or folders in
+this one or in `--data_dir`), the best `--k` of each class that are in no test set are kept, and the student learns what
 the teacher says of them and of the target set; then of the target set alone, at a hundredth of the
 rate; then, with `--fix_epochs`, its classifier alone at a larger input size. No label is used but
 to measure accuracies. The same command given again goes on where a run was killed.
@@ -143,7 +143,7 @@ class _Stages:
         loss: Makes the objective, the same in all stages.
         data: The target set.
         folder: Where backups and the student after each stage are kept.
-        seed: Of weights, order and crops.
+        seed: Of weights and crops; the order of the images is that of seed 0.
     """
 
     def __init__(
@@ -177,7 +177,10 @@ class _Stages:
         }
 
     def _fix(self, student: keras.Model, steps: int) -> dict[str, float]:
-        """The classifier alone at a larger size, on images prepared as those of the test."""
+        """The classifier alone at a larger size, on images prepared as those of the test.
+
+        The teacher, at its own size, is in inference mode and full precision here.
+        """
         size = (_FIX_SIZE.value, _FIX_SIZE.value)
         student = ssd.with_frozen_backbone(student, image_size=size)
         test = self._data.test.map(_resized(size))
@@ -211,6 +214,14 @@ class _Stages:
             seed=self._seed,
         )
         epochs = max(1, round(steps / len(images)))
+        if abs(epochs * len(images) / steps - 1) > 0.01:
+            logging.warning(
+                "%s: %d steps in place of %d, as epochs are whole: take more --epochs, or a "
+                "--share that divides them, to compare runs.",
+                stage,
+                epochs * len(images),
+                steps,
+            )
         steps = epochs * len(images)
         warm_up = min(warm_up, steps // 4)
         schedule = ssd.schedules.cosine(
@@ -265,9 +276,12 @@ def _teacher(data: ssd.data.Splits, path: pathlib.Path) -> keras.Model:
             data.train,
             epochs=_TEACHER_EPOCHS.value,
             steps_per_epoch=len(data.train),
+            callbacks=[ssd.callbacks.Backup(path.with_suffix(""))],
             verbose=_VERBOSE.value,
         )
-    teacher.save(path)
+    partial = path.with_name("partial.keras")  # a kill must leave no half of a teacher
+    teacher.save(partial)
+    partial.replace(path)
     return teacher
 
 
@@ -277,7 +291,8 @@ def _mined(teacher: keras.Model, data: ssd.data.Splits, output: pathlib.Path) ->
     pools = [_smoke_pool(data, output / "pool")] if _SMOKE.value else _POOLS.value
     folders = []
     for number, name in enumerate(pools):
-        pool = mining.open_pool(name, data_dir=None if _SMOKE.value else _DATA_DIR.value)
+        is_folder = pathlib.Path(name).is_dir()
+        pool = mining.open_pool(name, data_dir=None if is_folder else _DATA_DIR.value)
         folders.append(output / f"scores_{number}")
         mining.score(
             teacher,

@@ -68,7 +68,7 @@ def symmetric_kl_divergence(
         TypeError: If the logits are integers.
 
     Source: what the programs of SSLD compute (Cui et al. 2021, arXiv:2103.05959; `JSDivLoss` and
-    later `DMLLoss` of PaddleClas), which the paper calls an improved JS divergence. They add 1e-12
+    later `DMLLoss` of PaddleClas), which the authors call an improved JS divergence. They add 1e-12
     (first 1e-10) to the probabilities: the value then stays below 27.6 (23.0) and the gradient is 0
     where both are sure of different classes.
     """
@@ -101,8 +101,8 @@ def jensen_shannon_divergence(
         ValueError: If the shapes differ or `temperature` is no finite number > 0.
         TypeError: If the logits are integers.
 
-    Source: Lin 1991, *Divergence Measures Based on the Shannon Entropy*. The paper of SSLD has its
-    name, its programs never computed it: see `symmetric_kl_divergence`.
+    Source: Lin 1991, *Divergence Measures Based on the Shannon Entropy*. SSLD has its name, its
+    programs never computed it: see `symmetric_kl_divergence`.
     """
     teacher, student = _both(teacher_logits, student_logits, temperature)
     mixture = ops.subtract(ops.logaddexp(teacher, student), math.log(2))

@@ -186,7 +186,7 @@ class JensenShannon(_SymmetricDivergence):
         student_output: Name of the student's logits.
         name: Name of the term's metric.
 
-    Source: Lin 1991; what the name of the loss in SSLD's paper says and no program of it computes.
+    Source: Lin 1991; what the name of SSLD's loss says and no program of it computes.
     """
 
     values = staticmethod(losses.jensen_shannon_divergence)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 
+import keras
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from data.image_bytes import png
 from data.manifests import photos, write_manifest
 from data.photo_folders import write
 from keras_ssd import data
-from keras_ssd.data import sources
+from keras_ssd.data import mining, sources
 from keras_ssd.data.mining.pools import array_pool, open_pool
 from keras_ssd.data.order import epochs_of
 
@@ -359,3 +360,34 @@ def test_between_labelled_images(tmp_path, kept, limit):
     expected = sorted(int(record.image[0, 0, 0]) for record in kept)
     assert sorted(seen[:30]) == expected
     assert sorted([*seen, *seen[:4]][30:60]) != seen[30:60]
+
+
+# --- After mining ------------------------------------------------------------------------------
+
+
+def test_what_mining_wrote_is_read_back(tmp_path):
+    pool = photos(tmp_path, range(60, 200, 7), shape=(6, 6, 3))
+    images = keras.Input((8, 8, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(images))
+    scorer = keras.Model(images, keras.layers.Dense(2)(pooled))
+    scores = mining.score(scorer, pool, tmp_path / "scores", target=None, verbose=0)
+    assert scores.header["pool_name"] == "photos"
+    kept = mining.select(tmp_path / "scores", tmp_path / "mined.jsonl", k=6).rows
+    mined = data.load(tmp_path / "mined.jsonl", 2)
+    assert mined.info.input_shape == (8, 8, 3)  # those of the scorer
+    expected = sorted(int(row.source.split("/")[-1].removesuffix(".png")) for row in kept)
+    assert sorted(values(mined.train)) == expected
+
+
+@pytest.mark.slow
+def test_real_pools(tmp_path, real_data):
+    pools = [open_pool(name, data_dir=real_data) for name in ("tiny_imagenet32", "cifar10")]
+    records = [record for pool in pools for record in list(pool.read())[::2]]
+    manifest = write_manifest(tmp_path / "mined.jsonl", records)
+    mined = data.load(manifest, 64, data_dir=real_data)
+    labelled = data.load("cifar100", 64, 0, data_dir=real_data)
+    mixed = labelled.with_unlabeled(mined, share=0.25)
+    assert mined.info.counts["train"] == mixed.info.counts["unlabeled"] == 2_500 + 2_250
+    assert len(mixed.train) == 20_000 // 48
+    expected = {record.image.tobytes() for record in records}
+    assert {image.tobytes() for images in mined.train for image in images.numpy()} <= expected

@@ -449,10 +449,13 @@ def test_a_manifest_epoch_by_epoch(tmp_path, beside_labels):
     if beside_labels:
         labelled = data.load("digits", 4, 0, image_size=(8, 8)).few_shot(0.01)
         splits = labelled.with_unlabeled(splits, share=0.5)
+    train = splits.train
+    if beside_labels:  # three classes are enough here
+        train = train.map(lambda images, labels: (images, tf.minimum(labels, 2)))
     whole, cut = label_free(run_eagerly=True), label_free(run_eagerly=True)
-    whole.fit(splits.train, epochs=2, verbose=0)
+    whole.fit(train, epochs=2, verbose=0)
     for epoch in (0, 1):
-        cut.fit(splits.train, initial_epoch=epoch, epochs=epoch + 1, verbose=0)
+        cut.fit(train, initial_epoch=epoch, epochs=epoch + 1, verbose=0)
     assert_equal(everything(cut), everything(whole))
 
 

@@ -3,7 +3,7 @@
 from keras_ssd.data.mining.hashes import difference_hash
 from keras_ssd.data.mining.manifest import Manifest, Row, read_manifest
 from keras_ssd.data.mining.neighbours import near_duplicates
-from keras_ssd.data.mining.pools import Pool, Record, array_pool, open_pool
+from keras_ssd.data.mining.pools import Pool, Record, ShardedPool, array_pool, open_pool
 from keras_ssd.data.mining.records import Scored
 from keras_ssd.data.mining.scores import Scores
 from keras_ssd.data.mining.scoring import score
@@ -17,6 +17,7 @@ __all__ = [
     "Scored",
     "Scores",
     "Selection",
+    "ShardedPool",
     "array_pool",
     "difference_hash",
     "near_duplicates",

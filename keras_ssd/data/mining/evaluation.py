@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import pathlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -70,7 +72,7 @@ class Evaluation:
             _check_images(part, name)
         self.name = None
         if self._parts:
-            self.name = target.info.name if isinstance(target, Splits) else "evaluation"
+            self.name = _name_of(target) if isinstance(target, Splits) else "evaluation"
         self._detectors = set(detectors) if self._parts else set()
         self._limits: dict[str, Any] = {
             "hamming_distance": hamming_distance,
@@ -138,7 +140,7 @@ def _parts(target: Any) -> dict[str, tf.data.Dataset]:
             f"{type(target).__name__}."
         )
     splits = {"test": target.test, "validation": target.validation}
-    name = target.info.name
+    name = _name_of(target)
     parts = {f"{name}[{split}]": part for split, part in splits.items() if part is not None}
     if not parts:
         raise ValueError(
@@ -188,3 +190,8 @@ def _joined(matches: tuple[Match, ...]) -> Match:
         matches, key=lambda match: -1.0 if match.best_similarity is None else match.best_similarity
     )
     return Match(first.detector, nearest.best_match, nearest.best_similarity)
+
+
+def _name_of(target: Splits) -> str:
+    """Its name; of a folder its own alone, so that no path of this machine gets into a file."""
+    return pathlib.Path(os.path.abspath(target.info.name)).name

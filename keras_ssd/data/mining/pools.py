@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import copy
+import functools
+import hashlib
 import os
 import pathlib
 from collections import Counter
@@ -61,12 +63,36 @@ class Pool(Protocol):
         """The images from number `start` on; those before are not decoded."""
 
 
+class ShardedPool(Pool, Protocol):
+    """A pool that can be divided, for several machines."""
+
+    def shard(self, index: int, count: int) -> ShardedPool:
+        """Images `index`, `index + count`, ... of this pool, under its name and their ids."""
+
+
 class _Rows(abc.ABC):
-    """A pool whose images are numbered, or every so many of them."""
+    """A pool whose images are numbered, or every so many of them.
+
+    Attributes:
+        part: Which shard of the pool this is, and of how many.
+    """
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
+        self.part = (0, 1)
         self._rows = range(size)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What tells the whole pool from another one of its name."""
+        digest = hashlib.sha256()
+        for piece in self._identity():
+            digest.update(piece)
+        return digest.hexdigest()
+
+    @abc.abstractmethod
+    def _identity(self) -> Iterator[bytes]:
+        """What makes the pool what it is."""
 
     @property
     def size(self) -> int:
@@ -94,6 +120,8 @@ class _Rows(abc.ABC):
             )
         other = copy.copy(self)
         other._rows = self._rows[int(index) :: int(count)]
+        first, step = self.part
+        other.part = (first + int(index) * step, step * int(count))
         return other
 
     def read(self, start: int = 0) -> Iterator[Record]:
@@ -115,6 +143,11 @@ class _Arrays(_Rows):
         super().__init__(name, len(ids))
         self._ids, self._images = ids, images
 
+    def _identity(self) -> Iterator[bytes]:
+        for id, image in zip(self._ids, self._images, strict=True):
+            yield f"{id}\0{image.shape}".encode()
+            yield image.tobytes()
+
     def _read(self, rows: range) -> Iterator[Record]:
         return (Record(self._ids[row], "", self._images[row]) for row in rows)
 
@@ -123,6 +156,10 @@ class _Folder(_Rows):
     def __init__(self, folder: pathlib.Path, files: Sequence[str]) -> None:
         super().__init__(_name_of(folder), len(files))
         self._folder, self._files = folder, files  # relative, so that a million fit into memory
+
+    def _identity(self) -> Iterator[bytes]:
+        for file in self._files:
+            yield f"{file}\0{os.path.getsize(self._folder / file)}\0".encode()
 
     def _read(self, rows: range) -> Iterator[Record]:
         for first in range(0, len(rows), _FILES_AT_ONCE):
@@ -145,6 +182,11 @@ class _Prepared(_Rows):
         super().__init__(name, builder.info.splits[split].num_examples)
         self._builder, self._split = builder, split
         self._shape = builder.info.features["image"].shape
+
+    def _identity(self) -> Iterator[bytes]:
+        info = self._builder.info
+        lengths = info.splits[self._split].shard_lengths
+        yield f"{info.full_name} {self._split} {lengths} {info.dataset_size}".encode()
 
     def _read(self, rows: range) -> Iterator[Record]:
         waited_for = iter(rows)
@@ -221,7 +263,7 @@ def open_pool(
     split: str = "train",
     data_dir: str | os.PathLike | None = None,
     download: bool = True,
-) -> Pool:
+) -> ShardedPool:
     """A folder of images or a set of TensorFlow Datasets as a pool to mine.
 
     Labels are not looked at, and need not be there. Images are decoded as by `load` (grey becomes 3
@@ -263,7 +305,9 @@ def open_pool(
     return _Prepared(builder, name, split)
 
 
-def array_pool(name: str, ids: Sequence[str], images: np.ndarray | Sequence[np.ndarray]) -> Pool:
+def array_pool(
+    name: str, ids: Sequence[str], images: np.ndarray | Sequence[np.ndarray]
+) -> ShardedPool:
     """Images in memory as a pool to mine.
 
     Args:

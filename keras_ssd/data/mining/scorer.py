@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_ssd.data.images import resize
 from keras_ssd.freezing import HALVES
+from keras_ssd.freezing.calls import Calls
 from keras_ssd.heads.taps import with_embedding
 from keras_ssd.layers.frozen_backbone import FrozenCopy
 from keras_ssd.layers.functional import as_functional, is_functional, network_like, outputs_of
@@ -24,6 +25,9 @@ from keras_ssd.losses.precision import at_least_float32
 from keras_ssd.teacher import FrozenTeacher, freeze
 
 _LEAST_ROWS = 2  # a row alone is multiplied in another order than rows of a matrix, and rounded so
+
+_OF_A_COPY = ("build_config", "dtype", "module", "name", "registered_name", "seed", "trainable")
+_OF_TRAINING = ("_initializer", "_regularizer", "_constraint")
 
 Size = tuple[int, int]
 
@@ -103,7 +107,7 @@ class Scorer:
         self._temperature, self._classes_per_image = temperature, classes_per_image
         self._embedding = embedding
         self._weights = _digest_of_weights(frozen)
-        identity = f"{self._weights} {json.dumps(outputs, sort_keys=True)}"
+        identity = json.dumps([self._weights, outputs, _structure(frozen.model)], sort_keys=True)
         self.digest = hashlib.sha256(identity.encode()).hexdigest()
 
     @property
@@ -310,7 +314,9 @@ def _preprocessing(frozen: FrozenTeacher, size: Size | None) -> dict[str, Any]:
     if layer is not None:  # of either kind it is affine
         black, white = (np.full((1, 1, 1, 3), value, "float32") for value in (0, 255))
         low, high = (np.ravel(layer(image)).astype("float64") for image in (black, white))
-        mean, std = ((-low / (high - low)).round(6).tolist(), (1 / (high - low)).round(6).tolist())
+        # + 0.0: a mean of -0.0 is 0.0
+        mean = ((-low / (high - low)).round(6) + 0.0).tolist()
+        std = (1 / (high - low)).round(6).tolist()
     return {
         "resize": None if size is None else list(size),
         "crop": None,
@@ -333,10 +339,44 @@ def _digest_of_weights(frozen: FrozenTeacher) -> str:
     if preprocessing is not None:
         for layer in flat_layers(preprocessing):
             if not isinstance(layer, keras.Model):
-                config = {key: value for key, value in layer.get_config().items() if key != "name"}
-                text = json.dumps([type(layer).__name__, config], sort_keys=True, default=str)
-                digest.update(text.encode())
+                digest.update(json.dumps(_kind(layer), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _structure(model: Any) -> list[Any]:
+    """What a network computes with its weights: each call, and whose outputs it takes."""
+    if not is_functional(model):
+        return [type(model).__qualname__]
+    calls = Calls.of(as_functional(model)).calls
+    numbers: dict[int, int] = {}
+    structure = []
+    for call in calls:
+        structure.append([_kind(call.layer), [numbers.get(id(x), -1) for x in call.inputs]])
+        for tensor in keras.tree.flatten(call.outputs):
+            numbers.setdefault(id(tensor), len(numbers))
+    return structure
+
+
+def _kind(layer: Any) -> list[Any]:
+    """The class and the settings of a layer, without what a copy of it may have otherwise."""
+    config = getattr(layer, "__dict__", {})
+    if isinstance(layer, keras.layers.Layer):
+        config = layer.get_config()
+    return [type(layer).__name__, _plain(config)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            str(key): _plain(entry)
+            for key, entry in value.items()
+            if key not in _OF_A_COPY
+            and not str(key).startswith("_")
+            and not str(key).endswith(_OF_TRAINING)
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value if isinstance(value, str | int | float | None) else type(value).__name__
 
 
 def _update(digest: Any, variable: keras.Variable) -> None:

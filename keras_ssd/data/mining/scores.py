@@ -29,6 +29,8 @@ _KEYS = frozenset(
         "preprocessing",
         "pool_name",
         "pool_size",
+        "pool_digest",
+        "shard",
         "evaluation_name",
         "evaluation_digest",
         "detectors",
@@ -39,6 +41,8 @@ _OF = {  # what one has changed where an entry differs
     "scorer_digest": "teacher",
     "pool_name": "pool",
     "pool_size": "pool",
+    "pool_digest": "pool",
+    "shard": "shard",
     "evaluation_name": "target",
     "evaluation_digest": "target",
 }
@@ -74,7 +78,8 @@ class Scores:
         folder: Its path.
         header: What decided the scores: `schema`, `scorer`, `scorer_digest`, `num_classes`,
             `class_names`, `temperature`, `classes_per_image`, `preprocessing`, `pool_name`,
-            `pool_size`, `evaluation_name`, `evaluation_digest`, `detectors` and `chunk`, the number
+            `pool_size`, `pool_digest`, `shard` (index and count), `evaluation_name`,
+            `evaluation_digest`, `detectors` and `chunk`, the number
             of images in a file.
 
     Raises:
@@ -156,15 +161,15 @@ class Scores:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder / _HEADER, _json(self.header))
         lines = b"".join(map(_line, chunk.records))
-        tally = {
+        tally: dict[str, Any] = {
             "first": chunk.first,
             "seen": chunk.seen,
             "non_finite": chunk.seen - len(chunk.records),
             "unreadable": chunk.unreadable,
             "duplicates": chunk.duplicates,
-            "sha256": hashlib.sha256(lines).hexdigest(),
         }
-        _write(self._path(number), _json(tally) + lines)
+        digest = hashlib.sha256(_json(tally) + lines).hexdigest()
+        _write(self._path(number), _json({**tally, "sha256": digest}) + lines)
 
     def tally(self, number: int) -> dict[str, Any]:
         """The first line of a chunk, which counts what is in it."""
@@ -193,7 +198,8 @@ class Scores:
         """The lines of a chunk, without the first, as they were written."""
         with self._open(number) as file:
             tally, lines = self._parsed(number, file.readline()), file.read()
-        if hashlib.sha256(lines).hexdigest() != tally.get("sha256"):
+        digest = tally.pop("sha256", None)
+        if hashlib.sha256(_json(tally) + lines).hexdigest() != digest:
             raise ValueError(self._changed(number))
         return lines.splitlines()
 

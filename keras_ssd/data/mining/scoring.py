@@ -132,6 +132,8 @@ def score(
         "preprocessing": scorer.preprocessing,
         "pool_name": pool.name,
         "pool_size": pool.size,
+        "pool_digest": getattr(pool, "digest", None),
+        "shard": list(getattr(pool, "part", (0, 1))),
         "evaluation_name": evaluation.name,
         "evaluation_digest": evaluation.digest(),
         "detectors": evaluation.detectors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import heapq
 import itertools
 import math
@@ -11,6 +12,7 @@ import pathlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +26,7 @@ from keras_ssd.data.mining.scores import Scores, shortened
 _REVERSED = bytes(max(0xFE - byte, 0) for byte in range(256))
 
 # All else in the header of scores decides a score. Keras numbers models that were given no name.
-_MAY_DIFFER = {"scorer", "pool_name", "pool_size", "chunk"}
+_MAY_DIFFER = {"scorer", "pool_name", "pool_size", "pool_digest", "shard", "chunk"}
 _OF_THE_SCORES = (
     "scorer_digest",
     "num_classes",
@@ -215,7 +217,7 @@ def _row(entry: _Entry, label: int, rank: int) -> Row:
 
 
 def select(
-    scores: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    scores: Scores | str | os.PathLike[str] | Sequence[Scores | str | os.PathLike[str]],
     manifest: str | os.PathLike[str],
     *,
     k: int,
@@ -228,8 +230,8 @@ def select(
     Where the names of pools, or those that Keras gave to one scorer, differ, "+" joins them.
 
     Args:
-        scores: A folder that `score` wrote, or several: shards of a pool, or pools, scored with the
-            same arguments.
+        scores: What `score` returned, or its folder, or several: shards of a pool, or pools, scored
+            with the same arguments. A warning tells if shards of a pool are missing.
         manifest: The file to write; one that is there is replaced.
         k: Integer >= 0, the images to keep of a class at most. With more than the whole pool has,
             all are kept, with a warning.
@@ -244,7 +246,9 @@ def select(
             for several images. Nothing is written then.
     """
     _check(k, min_score)
-    folders = [scores] if isinstance(scores, str | os.PathLike) else list(scores)
+    is_one = isinstance(scores, str | os.PathLike) or hasattr(scores, "folder")
+    several: list[Any] = [scores] if is_one else list(scores)  # type: ignore[arg-type]
+    folders = [getattr(each, "folder", each) for each in several]
     if not folders:
         raise ValueError("`scores` must be at least one folder that `score` wrote, got none.")
     path = pathlib.Path(manifest)
@@ -253,7 +257,7 @@ def select(
             f"`manifest` must be the path of a file, got the folder {str(path)!r}: add a name."
         )
     pools = {os.fspath(folder): Scores(folder) for folder in folders}
-    if len(pools) < len(folders):
+    if len(set(map(os.path.realpath, folders))) < len(folders):
         raise ValueError(f"`scores` must name each folder once, got {folders!r}.")
     return _select(pools, path, int(k), float32(min_score))
 
@@ -261,6 +265,7 @@ def select(
 def _select(pools: Mapping[str, Scores], path: pathlib.Path, k: int, min_score: float) -> Manifest:
     """`select` on what lies in the folders."""
     _check_agreement(pools)
+    _warn_of_missing_shards(pools)
     tallies = [scores.tallies for scores in pools.values()]
     seen = sum(tally["seen"] for tally in tallies)
     non_finite = sum(tally["non_finite"] for tally in tallies)
@@ -297,6 +302,13 @@ def _select(pools: Mapping[str, Scores], path: pathlib.Path, k: int, min_score: 
         "per_class": chosen.per_class,
         "unreadable": unreadable,
     }
+    if counts["duplicates"] > seen / 2:
+        warnings.warn(
+            f"{counts['duplicates']:,} of the {seen:,} images look like images of the evaluation "
+            "set and are left out, more than half: look at some, and call `score` with other "
+            "`detectors` or a higher `similarity` if they are none.",
+            stacklevel=3,
+        )
     written = write(path, entries, chosen.rows)
     print(_summary(path, written))
     return written
@@ -336,6 +348,20 @@ def _check_agreement(pools: Mapping[str, Scores]) -> None:
                     f"{first!r} and {shortened(repr(other))} in {folder!r}: score both with the "
                     "same arguments."
                 )
+
+
+def _warn_of_missing_shards(pools: Mapping[str, Scores]) -> None:
+    shares: dict[tuple[str, str], Fraction] = collections.defaultdict(Fraction)
+    for scores in pools.values():
+        of = scores.header["pool_name"], scores.header["pool_digest"]
+        shares[of] += Fraction(1, scores.header["shard"][1])
+    for (name, _), share in shares.items():
+        if share < 1:
+            warnings.warn(
+                f"The scores of {name!r} are those of shards that hold {float(share):.3g} of the "
+                "pool: give the folders of the others, too, unless they are lost.",
+                stacklevel=4,
+            )
 
 
 def _difference(name: str, value: Any, other: Any) -> tuple[str, Any, Any] | None:

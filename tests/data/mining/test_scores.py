@@ -19,6 +19,8 @@ HEADER = {
     "preprocessing": {"resize": [4, 4], "crop": None, "mean": [0.5], "std": None},
     "pool_name": "pool",
     "pool_size": 7,
+    "pool_digest": "p0",
+    "shard": [0, 1],
     "evaluation_name": "target",
     "evaluation_digest": "e0",
     "detectors": {"exact": True, "dhash": {"hamming_distance": 4}, "embedding": None},
@@ -100,9 +102,12 @@ def test_every_float32_comes_back(tmp_path):
     assert list(Scores(tmp_path).records()) == records
 
 
-def test_floats_are_as_short_as_they_can_be(folder):
-    line = json.loads((folder / "00000000.jsonl").read_text().splitlines()[1])
-    assert line == {
+def test_lines_of_a_chunk(folder):
+    """Keys are sorted, floats as short as they can be."""
+    tally, *lines = map(json.loads, (folder / "00000000.jsonl").read_text().splitlines())
+    assert (tally["first"], tally["seen"], len(lines)) == ("id 0", 3, 3)
+    assert all(list(line) == sorted(line) for line in (tally, *lines))
+    assert lines[0] == {
         "id": "id 0",
         "source": "pool/0",
         "classes": [0],
@@ -227,6 +232,8 @@ CHANGES = {
     "preprocessing": "another setting",
     "pool_name": "another pool",
     "pool_size": "another pool",
+    "pool_digest": "another pool",
+    "shard": "another shard",
     "evaluation_name": "another target",
     "evaluation_digest": "another target",
     "detectors": "another setting",

@@ -117,7 +117,8 @@ def test_header(model, tmp_path):
     )
     header = json.loads((tmp_path / "a" / "header.json").read_text())
     assert scores.header == header
-    assert len(header.pop("scorer_digest")) == len(header.pop("evaluation_digest")) == 64
+    for name in ("scorer", "evaluation", "pool"):
+        assert len(header.pop(f"{name}_digest")) == 64
     preprocessing = header.pop("preprocessing")
     assert sorted(preprocessing) == ["crop", "interpolation", "mean", "resize", "std"]
     assert header == {
@@ -129,6 +130,7 @@ def test_header(model, tmp_path):
         "classes_per_image": 2,
         "pool_name": "pool",
         "pool_size": COUNT,
+        "shard": [0, 1],
         "evaluation_name": "evaluation",
         "detectors": {
             "exact": True,
@@ -410,10 +412,17 @@ def test_scores_of_something_else_are_refused(model, tmp_path, change, finished)
 
 def test_another_shard_is_refused(model, tmp_path):
     run(model, pool(count=20).shard(0, 2), tmp_path / "a")
-    with pytest.raises(
-        ValueError, match=r"another shard or order .* 8 is 'image 16' there and 'im"
-    ):
+    with pytest.raises(ValueError, match=r"another shard \(`shard` is \[0, 2\] there and \[1, 2\]"):
         run(model, pool(count=20).shard(1, 2), tmp_path / "a")
+
+
+def test_a_pool_that_has_changed_is_refused(model, tmp_path):
+    run(model, pool(), tmp_path / "a")
+    (tmp_path / "a" / "00000001.jsonl").unlink()
+    other = array_pool("pool", IDS[:COUNT], np.roll(IMAGES[:COUNT], 1, axis=0))
+    for changed in (other, pool(order=np.arange(COUNT)[::-1])):
+        with pytest.raises(ValueError, match="another pool \\(`pool_digest` is"):
+            run(model, changed, tmp_path / "a")
 
 
 def test_another_batch_size_goes_on(model, tmp_path):

@@ -318,6 +318,8 @@ HEADER = {
     "preprocessing": {"resize": [32, 32], "mean": [0.5071, 0.1], "interpolation": "bilinear"},
     "pool_name": "pool",
     "pool_size": 300,
+    "pool_digest": "p0",
+    "shard": [0, 1],
     "evaluation_name": "cifar100[test]",
     "evaluation_digest": "def",
     "detectors": {"exact": True, "dhash": {"hamming_distance": 4}, "embedding": None},
@@ -493,11 +495,12 @@ def test_one_folder_needs_no_list(tmp_path, monkeypatch):
 
 def test_tells_what_it_did(mined, capsys, tmp_path):
     records = [scored("a", (0, 0.9)), scored("b", (0, 0.8)), scored("c", (0, 0.1))]
-    copies = [scored(f"copy {place}", (1, 0.9), detector="exact") for place in range(1100)]
-    mined(folder(records + copies, non_finite=4, unreadable=["x", "y"]), k=1, min_score=0.5)
+    copies = [scored(f"copy {place}", (1, 0.9), detector="exact") for place in range(2)]
+    worse = [scored(f"worse {place}", (0, 0.7)) for place in range(1100)]
+    mined(folder(records + copies + worse, non_finite=4, unreadable=["x", "y"]), k=1, min_score=0.5)
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'mined.jsonl'}: 1 of the 1,107 images of pool kept, at most 1 in each of 5 "
-        "classes; left out: 1,100 duplicates of evaluation images, 1 of a score below 0.5, 1 "
+        f"{tmp_path / 'mined.jsonl'}: 1 of the 1,109 images of pool kept, at most 1 in each of 5 "
+        "classes; left out: 2 duplicates of evaluation images, 1 of a score below 0.5, 1,101 "
         "beyond the best, 4 without a finite score; 2 unreadable.\n"
     )
 
@@ -601,3 +604,28 @@ def test_refuses_no_folder_and_one_twice(tmp_path, monkeypatch):
 def test_refuses_a_folder_for_the_manifest(tmp_path):
     with pytest.raises(ValueError, match=r"must be the path of a file, got the folder .*: add a"):
         select("nowhere", tmp_path, k=1)
+
+
+def test_missing_shards_are_told(mined):
+    records = many(12)
+    shards = [folder(records[index::3], shard=[index, 3]) for index in range(3)]
+    with pytest.warns(UserWarning, match="those of shards that hold 0.667 of the pool"):
+        mined(*shards[:2], k=1)
+    mined(*shards, k=1)  # warnings are errors
+    halves = folder(records[1::2], shard=[1, 2]), folder(records[2::4], shard=[2, 4])
+    mined(*halves, folder(records[::4], shard=[0, 4]), k=1)
+
+
+def test_many_duplicates_are_told(mined):
+    records = [scored(f"copy {place}", (1, 0.9), detector="dhash") for place in range(6)]
+    records += [scored(f"other {place}", (0, 0.9)) for place in range(5)]
+    with pytest.warns(UserWarning, match="6 of the 11 images look like .* other `detectors`"):
+        mined(folder(records), k=1)
+
+
+def test_what_score_returned_is_as_good_as_its_folder(tmp_path):
+    scores = Scores.made_with(tmp_path / "scores", {**HEADER, "pool_size": 4})
+    scores.write(0, Chunk("first", many(4), seen=4))
+    by_folder = select(tmp_path / "scores", tmp_path / "1.jsonl", k=2)
+    assert select(scores, tmp_path / "2.jsonl", k=2) == by_folder
+    assert select([scores], tmp_path / "3.jsonl", k=2) == by_folder

@@ -154,7 +154,7 @@ def warn_of(folder: pathlib.Path, reason: str, count: str, names: Iterable[str])
     """Warns, at the line that called `load`, of images that are left out."""
     warnings.warn(
         f"Images in {str(folder)!r} that {reason} are left out ({count}): {listed(names)}.",
-        stacklevel=5,
+        stacklevel=6,
     )
 
 

@@ -66,8 +66,7 @@ class Training:
 
 
 def _count_in_batch(share: float, batch_size: int) -> int:
-    is_number = isinstance(share, numbers.Real) and not isinstance(share, bool)
-    if not is_number or not 0 < share < 1:
+    if not isinstance(share, numbers.Real) or not 0 < share < 1:
         raise ValueError(f"`share` must be a number in (0, 1) or None, got {share!r}.")
     count = round(share * batch_size)
     if not 0 < count < batch_size:

@@ -115,8 +115,9 @@ def test_batches_keep_shape_and_kind(few_digits):
 )
 def test_rows_are_spread_evenly(few_digits, share, batch_size, count):
     more = few_digits[1]
-    mixed = digits(batch_size).with_unlabeled(more, np.float64(share)).train
-    for _, labels in mixed.take(3).as_numpy_iterator():
+    mixed = digits(batch_size).with_unlabeled(more, np.float64(share))
+    assert mixed.info.changes[0].endswith(f", {share=})")
+    for _, labels in mixed.train.take(3).as_numpy_iterator():
         before = np.cumsum([0, *(labels == -1)])
         assert before[-1] == count
         for length in range(1, batch_size + 1):

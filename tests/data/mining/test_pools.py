@@ -165,6 +165,15 @@ def test_a_split_without_images(prepare, monkeypatch):
         open_pool("tiny", data_dir=folder)
 
 
+@pytest.mark.parametrize("inner", ["tfds", "pool"])
+def test_where_a_set_would_be(tmp_path, inner):
+    """In `tfds` where there is such a folder, never in `pool`."""
+    (tmp_path / inner).mkdir()
+    place = tmp_path / "tfds" if inner == "tfds" else tmp_path
+    with pytest.raises(ValueError, match=f"'mnist' is not prepared in '{place}/mnist"):
+        open_pool("mnist", data_dir=tmp_path, download=False)
+
+
 @pytest.mark.parametrize("inner", ["", "tfds", "pool"])
 def test_where_a_set_is_looked_for(prepare, inner):
     folder = prepare({"train": 3})

@@ -4,10 +4,11 @@
         --teacher resnet56 --teacher_checkpoint resnet56.pth --student resnet20
 
 The teacher scores the unlabeled images of `--pools` (sets of TensorFlow Datasets, or folders in
-this one or in `--data_dir`), the best `--k` of each class that are in no test set are kept, and the student learns what
-the teacher says of them and of the target set; then of the target set alone, at a hundredth of the
-rate; then, with `--fix_epochs`, its classifier alone at a larger input size. No label is used but
-to measure accuracies. The same command given again goes on where a run was killed.
+this one or in `--data_dir`), the best `--k` of each class that are in no test set are kept, and the
+student learns what the teacher says of them and of the target set; then of the target set alone, at
+a hundredth of the rate; then, with `--fix_epochs`, its classifier alone at a larger input size. No
+label is used but to measure accuracies. The same command given again goes on where a run was
+killed.
 
 Lists of `--losses`, `--images` and `--teacher_batch_norms` make a table of all combinations.
 `--smoke` tries the script in a minute on data that needs no download; `--help` lists all settings.

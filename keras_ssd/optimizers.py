@@ -79,6 +79,8 @@ class SGD(keras.optimizers.Optimizer):
             raise ValueError(f"`momentum` must lie in 0..1, got {momentum}.")
         if nesterov and momentum == 0:
             raise ValueError("`nesterov=True` needs a `momentum` > 0: set both or neither.")
+        if not isinstance(decay_batch_norm, bool):
+            raise ValueError(f"`decay_batch_norm` must be True or False, got {decay_batch_norm!r}.")
         multipliers = _checked_multipliers(learning_rate_multipliers)
         is_constant = not callable(learning_rate)
         if is_constant:
@@ -88,7 +90,7 @@ class SGD(keras.optimizers.Optimizer):
         super().__init__(rate, weight_decay=float(weight_decay), **options)
         self.momentum = float(momentum)
         self.nesterov = bool(nesterov)
-        self.decay_batch_norm = bool(decay_batch_norm)
+        self.decay_batch_norm = decay_batch_norm
         self.learning_rate_multipliers = multipliers
         self._paths: tuple[str, ...] = ()  # of the weights; of a loaded optimizer, when saved
         if is_constant:

@@ -441,3 +441,9 @@ def test_multipliers_name_weights_that_are_trained():
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="dampening"):
         SGD(0.1, dampening=0.1)
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_decay_of_batch_norm_is_on_or_off(value):
+    with pytest.raises(ValueError, match="`decay_batch_norm` must be True or False, got"):
+        SGD(0.1, decay_batch_norm=value)

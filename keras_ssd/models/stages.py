@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import difflib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
+from numbers import Real
 
 import keras
 
@@ -45,6 +47,9 @@ def stage_multipliers(
 
     Source: PaddleClas' and PaddleDetection's fine-tuning of the networks that SSLD has trained.
     """
+    wrong = [each for each in multipliers if not (isinstance(each, Real) and 0 <= each < math.inf)]
+    if wrong:
+        raise ValueError(f"`multipliers` must be finite numbers >= 0, got {wrong[0]!r}.")
     network = Calls.of(as_functional(model, _ADVICE))
     ends = _ends(model, network, stages)
     if len(multipliers) != len(ends):

@@ -133,3 +133,10 @@ def test_mistakes():
     frozen = heads.with_projection(model, backbone="frozen")
     with pytest.raises(ValueError, match="Nothing in the stages of model 'resnet8' is trained"):
         models.stage_multipliers(frozen, [0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf"), "a", None])
+def test_factors_are_finite_numbers(wrong):
+    model = models.build("resnet8", num_classes=3, input_shape=(8, 8, 3))
+    with pytest.raises(ValueError, match="`multipliers` must be finite numbers >= 0, got"):
+        models.stage_multipliers(model, [0.1, wrong, 0.2, 0.2])

@@ -434,8 +434,9 @@ def test_another_batch_size_goes_on(model, tmp_path):
 
 
 SLOW_PASS = """
-import sys, time
+import signal, sys, time
 import numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have turned off
 sys.path[:0] = {path!r}
 from data.mining.networks import images, network
 from keras_ssd.data.mining import scoring, array_pool

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import tensorflow as tf
 from keras import ops
 
 from keras_ssd.losses.precision import at_least_float32
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
@@ -36,8 +32,8 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
         values = -ops.sum(targets * log_probabilities, axis=-1)
     else:
         classes = ops.clip(ops.cast(labels, "int32"), 0, ops.shape(logits)[-1] - 1)
-        columns = ops.expand_dims(classes, -1)
-        values = -ops.take_along_axis(log_probabilities, columns, axis=-1)[:, 0]
+        # Not `take_along_axis`: its gradient has operations of unknown shape.
+        values = -tf.gather(log_probabilities, classes, batch_dims=1)
     if label_smoothing:
         even = -ops.mean(log_probabilities, axis=-1)
         values = (1 - label_smoothing) * values + label_smoothing * even

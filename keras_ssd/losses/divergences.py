@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from keras import ops
 
+from keras_ssd.losses.arguments import check_temperature
 from keras_ssd.losses.precision import at_least_float32
 
 if TYPE_CHECKING:
@@ -142,8 +143,7 @@ def _both(
     teacher_logits: tf.Tensor, student_logits: tf.Tensor, temperature: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The logarithms of both distributions."""
-    if not 0 < temperature < math.inf:  # also refuses NaN
-        raise ValueError(f"`temperature` must be a finite number > 0, got {temperature}.")
+    check_temperature(temperature)
     teacher = _log_probabilities(teacher_logits, "teacher_logits", temperature)
     student = _log_probabilities(student_logits, "student_logits", temperature)
     _check_same_shape(teacher, student)

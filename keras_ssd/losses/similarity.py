@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keras import ops
-
+from keras_ssd.losses.norms import products, unit_vectors
 from keras_ssd.losses.precision import at_least_float32
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 SMALLEST_NORM = 1e-8  # the default of `torch.nn.CosineSimilarity`, which the authors used
+NO_COLUMN = -1e9  # finite, so that 0 * log 0 stays 0; its softmax is exactly 0
 
 
 def cosine_similarity(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
@@ -35,17 +35,18 @@ def cosine_similarity(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     authors' code divides a broadcast `[R, D, C]` product by the norms; same values. The gradient
     at a zero vector is 0 here, there it is of size 1e8.
     """
-    rows, columns = _normalize(rows, "rows"), _normalize(columns, "columns")
+    rows, columns = at_least_float32(rows, "rows"), at_least_float32(columns, "columns")
+    check_widths(rows, columns)
+    return products(
+        unit_vectors(rows, smallest_norm=SMALLEST_NORM),
+        unit_vectors(columns, smallest_norm=SMALLEST_NORM),
+    )
+
+
+def check_widths(rows: tf.Tensor, columns: tf.Tensor) -> None:
+    """Refuses rows and columns of different widths."""
     if not rows.shape[-1:].is_compatible_with(columns.shape[-1:]):
         raise ValueError(
             f"Rows have width {rows.shape[-1]} and columns width {columns.shape[-1]}: compare "
             "projections of one network with each other."
         )
-    return ops.matmul(rows, ops.transpose(columns))
-
-
-def _normalize(vectors: tf.Tensor, name: str) -> tf.Tensor:
-    vectors = at_least_float32(vectors, name)
-    squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
-    norms = ops.sqrt(ops.maximum(squares, SMALLEST_NORM**2))
-    return ops.where(squares > 0, vectors / norms, ops.zeros_like(vectors))

@@ -91,6 +91,14 @@ def test_extremes_stay_between_minus_one_and_one(scale):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
+def test_nan_stays_nan(jit_compile):
+    rows = tf.constant([[1.0, 2.0], [float("nan"), 1.0]])
+    compiled = tf.function(cosine_similarity, jit_compile=jit_compile)
+    expected = [[False, True], [True, True]]
+    np.testing.assert_array_equal(np.isnan(compiled(rows, rows)), expected)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_gradients_are_finite_and_a_zero_vector_has_none(jit_compile):
     rows = tf.constant([[0.0, 0.0], [1.0, 2.0], [1e-30, 0.0]])
     columns = tf.constant([[0.0, 0.0], [3.0, 1.0]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,8 +17,8 @@ from keras_ssd.freezing import (
     warn_if_slower,
 )
 from keras_ssd.layers.frozen_backbone import FrozenCopy
-from keras_ssd.layers.functional import as_functional, is_functional, single
-from keras_ssd.layers.structure import compute_dtypes, flat_layers
+from keras_ssd.layers.functional import is_functional, single
+from keras_ssd.layers.structure import check_image_size, compute_dtypes, flat_layers
 
 _BATCH_NORM = ("inference", "batch", "batch_update")
 
@@ -39,6 +40,40 @@ def named(outputs: Any, owner: str) -> dict[str, tf.Tensor]:
     return {"logits": outputs}
 
 
+def known_outputs(
+    network: Any, read: Callable[[Any], Mapping[str, Any]] | None = None
+) -> dict[str, Any] | None:
+    """Named outputs of a network as far as they are known without running it.
+
+    Args:
+        network: Any network.
+        read: What makes named outputs of those of the network; None: `named`.
+
+    Returns:
+        Symbolic tensors, or, with `read`, their specs; None where only a call tells.
+    """
+    if not isinstance(network, keras.Model) or not hasattr(network, "outputs"):
+        return None
+    sequential = isinstance(network, keras.Sequential)
+    outputs = network.outputs[0] if sequential else single(network.output)
+    if read is None:
+        return named(outputs, f"model {network.name!r}")
+    specs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), outputs)
+    return specs_of(read, specs)
+
+
+def specs_of(function: Callable[[Any], Mapping[str, Any]], inputs: Any) -> dict[str, tf.TensorSpec]:
+    """Specs of the named tensors that a function returns, from a trace: nothing is computed.
+
+    Args:
+        function: The function.
+        inputs: The spec of its argument, or a structure of specs.
+    """
+    traced = tf.function(function, autograph=False).get_concrete_function(inputs)
+    outputs = traced.structured_outputs
+    return {name: tf.TensorSpec(x.shape, x.dtype, name) for name, x in outputs.items()}
+
+
 class FrozenTeacher:
     """A teacher whose weights cannot change: images in, named outputs without gradient out.
 
@@ -47,9 +82,12 @@ class FrozenTeacher:
 
     Attributes:
         batch_norm: What `freeze` was told.
+        read: What makes named outputs of those of the network.
         variables: The teacher's own variables: copies of the model's, or what folding made of them;
             empty for a function.
         model: The model that was frozen, or None for a function.
+        outputs: The named outputs as symbolic tensors or specs, with their shapes; None where only
+            a call tells (a function, a subclassed model).
     """
 
     def __init__(
@@ -58,8 +96,11 @@ class FrozenTeacher:
         model: keras.Model | None,
         preprocessing: Callable[[tf.Tensor], tf.Tensor] | None,
         batch_norm: str = "inference",
+        read: Callable[[Any], Mapping[str, Any]] | None = None,
     ) -> None:
         self._network = network
+        self.read = read or functools.partial(named, owner="teacher")
+        self.outputs = known_outputs(model, read)
         self.batch_norm = batch_norm
         self.model = model
         if isinstance(preprocessing, keras.layers.Layer) and preprocessing.weights:
@@ -89,12 +130,43 @@ class FrozenTeacher:
 
         Returns:
             Dict of tensors `[rows, ...]`; a network that returns one tensor gives `logits`.
+
+        Raises:
+            ValueError: If the images have not the size that the network takes, or its one output
+                has another number of rows (`tf.errors.InvalidArgumentError` where only a step
+                tells).
         """
+        rows = images
         if self.preprocessing is not None:
             images = self.preprocessing(images)
         options = {} if self.batch_norm == "inference" else {"training": training}
-        outputs = named(self._network(images, **options), "teacher")
+        self._check_size(images)
+        outputs = self.read(self._network(images, **options))
+        if len(outputs) == 1:  # of several, one may have no rows: a scale, a vector of each class
+            _check_rows(rows, *outputs.values())
         return {name: tf.stop_gradient(tensor) for name, tensor in outputs.items()}
+
+    def _check_size(self, images: tf.Tensor) -> None:
+        """Refuses images that do not fit the input of a model whose graph is known."""
+        model: Any = self.model
+        wanted = model.input_shape if is_functional(model) else None
+        if isinstance(wanted, tuple) and len(wanted) == len(images.shape) == 4:
+            check_image_size(f"The teacher {model.name!r}", wanted, images.shape)
+
+
+def _check_rows(images: tf.Tensor, output: tf.Tensor) -> None:
+    """Refuses an output that has not one row an image."""
+    if output.shape.rank in (None, 0):
+        return
+    given, got = images.shape[0], output.shape[0]
+    if given is None or got is None:
+        counts = tf.shape(output)[0], tf.shape(images)[0]
+        words = ("The teacher returned", counts[0], "rows for", counts[1], "images.")
+        tf.debugging.Assert(tf.equal(*counts), words)
+    elif given != got:
+        raise ValueError(
+            f"The teacher returned {got} rows for {given} images: it must return one for each."
+        )
 
 
 def freeze(
@@ -104,6 +176,7 @@ def freeze(
     fold_batch_norm: bool = True,
     preprocessing: Callable[[tf.Tensor], tf.Tensor] | None = None,
     batch_norm: str | None = None,
+    read: Callable[[Any], Mapping[str, Any]] | None = None,
 ) -> FrozenTeacher:
     """Freezes a teacher: its weights are copied, and it runs in inference mode if not told else.
 
@@ -158,24 +231,26 @@ def freeze(
 
             The last two need a functional or Sequential model whose batch normalisation is all in
             layers of its graph.
+        read: Function from what the model or function returns to a dict of named tensors, for
+            instance `lambda outputs: {"embedding": outputs[0]}`. None: a tensor is the logits, and
+            a dict holds named tensors already. `frozen_encoder` reads the vector of an encoder.
 
     Returns:
         A `FrozenTeacher`, made for the current `tf.distribute` scope.
 
     Raises:
-        ValueError: If the model is not built, has several outputs of which none is `logits`, or
-            `dtype` or `batch_norm` is none of those, cannot be chosen or would change nothing.
+        ValueError: If the model is not built, or `dtype` or `batch_norm` is none of those, cannot
+            be chosen or would change nothing.
         TypeError: If `teacher` is neither a model nor callable, its outputs have no names, or
-            `preprocessing` is not callable.
+            `preprocessing` or `read` is not callable.
 
     Sources: folding: Jacob et al. 2018, arXiv:1712.05877, section 3.2. Batch statistics: Cui et al.
     2021, arXiv:2103.05959; the gain: documentation of PaddleClas.
     """
     check_batch_norm(teacher, batch_norm)
     if isinstance(teacher, FrozenTeacher):
-        _check_frozen_already(
-            teacher, (preprocessing, dtype, fold_batch_norm) != (None, None, True), batch_norm
-        )
+        options = (preprocessing, dtype, fold_batch_norm, read)
+        _check_frozen_already(teacher, options != (None, None, True, None), batch_norm)
         return teacher
     if isinstance(teacher, type) or not callable(teacher):
         raise TypeError(
@@ -186,6 +261,8 @@ def freeze(
         raise TypeError(
             f"`preprocessing` must be a layer, a model or a function, got {preprocessing!r}."
         )
+    if read is not None and not callable(read):
+        raise TypeError(f"`read` must be a function of the teacher's outputs, got {read!r}.")
     if not isinstance(fold_batch_norm, bool):
         raise ValueError(f"`fold_batch_norm` must be True or False, got {fold_batch_norm!r}.")
     if dtype is not None:
@@ -194,9 +271,9 @@ def freeze(
     model = teacher if isinstance(teacher, keras.Model) else None
     if model is None:
         _check_function(teacher, dtype, batch_norm)
-        return FrozenTeacher(teacher, None, preprocessing)
+        return FrozenTeacher(teacher, None, preprocessing, read=read)
     network = _frozen(model, dtype, fold_batch_norm, batch_norm)
-    return FrozenTeacher(network, model, preprocessing, batch_norm)
+    return FrozenTeacher(network, model, preprocessing, batch_norm, read)
 
 
 def check_batch_norm(teacher: Any, batch_norm: str | None) -> None:
@@ -221,8 +298,8 @@ def _check_frozen_already(
         )
     if with_options:
         raise ValueError(
-            "This teacher is frozen already: give `preprocessing`, `dtype` and "
-            "`fold_batch_norm` to the call of `freeze` that made it."
+            "This teacher is frozen already: give `preprocessing`, `dtype`, "
+            "`fold_batch_norm` and `read` to the call of `freeze` that made it."
         )
 
 
@@ -269,12 +346,6 @@ def _frozen(
             "nothing folded" if dtype is None else f"nothing folded and not in {dtype}",
         )
         return frozen
-    outputs = named(single(as_functional(model).output), "teacher")
-    if len(outputs) > 1 and "logits" not in outputs:
-        raise ValueError(
-            f"The teacher {model.name!r} has the outputs {sorted(outputs)}, of which none is "
-            "`logits`: name its class scores so."
-        )
     if batch_norm != "inference":
         return BatchStatisticsNetwork(model, batch_norm, dtype=dtype)
     if dtype is None and not fold_batch_norm:

@@ -195,8 +195,9 @@ def test_frozen_teacher_is_taken_as_it_is():
     for options in ({"preprocessing": layers.Resizing(4, 4)}, {"dtype": "bfloat16"}):
         with pytest.raises(ValueError, match="is frozen already"):
             ssd.freeze(frozen, **options)
-    with pytest.raises(ValueError, match="is frozen already"):
-        ssd.freeze(frozen, fold_batch_norm=False)
+    for options in ({"fold_batch_norm": False}, {"read": dict}):
+        with pytest.raises(ValueError, match="is frozen already"):
+            ssd.freeze(frozen, **options)
 
 
 @pytest.mark.parametrize("teacher", ["resnet56", keras.Model, 3])
@@ -208,23 +209,118 @@ def test_no_teacher(teacher):
 def test_options_of_the_wrong_kind():
     with pytest.raises(TypeError, match="`preprocessing` must be a layer, a model or a function"):
         ssd.freeze(functional(), preprocessing="resize")
+    with pytest.raises(TypeError, match="`read` must be a function"):
+        ssd.freeze(functional(), read="logits")
     with pytest.raises(ValueError, match="`fold_batch_norm` must be True or False"):
         ssd.freeze(functional(), fold_batch_norm="no")
 
 
-SEVERAL = {
-    "dict": ({"probs": layers.Dense(3), "embedding": layers.Dense(4)}, ValueError, "none is `log"),
-    "list": ([layers.Dense(3), layers.Dense(4)], TypeError, "must return one tensor"),
+def several_outputs(heads):
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, keras.tree.map_structure(lambda head: head(inputs), heads))
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_several_outputs_without_logits(fold):
+    model = several_outputs({"tokens": layers.Dense(3), "embedding": layers.Dense(4)})
+    frozen = ssd.freeze(model, fold_batch_norm=fold)
+    assert {name: x.shape for name, x in frozen.outputs.items()} == {
+        "tokens": (None, 3),
+        "embedding": (None, 4),
+    }
+    rows = tf.random.normal([2, 8])
+    assert_equal(outputs(frozen, rows), outputs(model, rows))
+
+
+def test_outputs_without_names():
+    with pytest.raises(TypeError, match="must return one tensor"):
+        ssd.freeze(several_outputs([layers.Dense(3), layers.Dense(4)]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_outputs(kind):
+    frozen = ssd.freeze(kind())
+    if kind is subclassed:
+        assert frozen.outputs is None
+    else:
+        shapes = {name: x.shape for name, x in frozen.outputs.items()}
+        more = {"embedding": (None, 8)} if kind is nested else {}
+        assert shapes == {"logits": (None, 3), **more}
+    assert ssd.freeze(Table()).outputs is None
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_outputs_are_read(heads):
+    model = several_outputs([layers.Dense(3 + i) for i in range(heads)])
+
+    def read(given):
+        return {"embedding": 2 * (given if heads == 1 else given[-1])}
+
+    frozen = ssd.freeze(model, read=read)
+    width = 2 + heads
+    assert frozen.outputs == {"embedding": tf.TensorSpec([None, width], tf.float32, "embedding")}
+    rows = tf.random.normal([2, 8])
+    expected = 2 * model(rows)[-1] if heads == 2 else 2 * keras.tree.flatten(model(rows))[0]
+    assert_equal(outputs(frozen, rows), [expected])
+    function = ssd.freeze(lambda x: x, read=lambda x: {"same": x})
+    assert function.outputs is None
+    assert list(function(rows)) == ["same"]
+
+
+def test_images_of_the_wrong_size():
+    with pytest.raises(ValueError, match=r"takes images \(8, 8, 3\), got \(4, 4, 3\): make them w"):
+        ssd.freeze(functional())(tf.zeros([2, 4, 4, 3]))
+    frozen = ssd.freeze(functional(), preprocessing=layers.Resizing(4, 4))
+    with pytest.raises(ValueError, match=r"got \(4, 4, 3\): .*ImagePreprocessing\(\(8, 8\)\)"):
+        frozen(tf.constant(IMAGES))
+
+
+def test_grey_images_without_an_axis():
+    images = keras.Input((8, 8, 1))
+    model = keras.Model(images, layers.Flatten()(images))
+    assert ssd.freeze(model)(tf.zeros([2, 8, 8]))["logits"].shape == (2, 64)
+
+
+WRONG_ROWS = {
+    "fewer": lambda rows: tf.reshape(tf.cast(rows, "float32"), [2, -1]),
+    "one": lambda rows: tf.reduce_mean(tf.cast(rows, "float32"), (0, 2, 3))[None],
 }
 
 
-@pytest.mark.parametrize("case", SEVERAL)
-def test_several_outputs_without_logits(case):
-    heads, error, message = SEVERAL[case]
-    inputs = keras.Input((8,))
-    model = keras.Model(inputs, keras.tree.map_structure(lambda head: head(inputs), heads))
-    with pytest.raises(error, match=message):
-        ssd.freeze(model)
+@pytest.mark.parametrize("case", WRONG_ROWS)
+def test_another_number_of_rows(case):
+    function = WRONG_ROWS[case]
+    found = {"fewer": 2, "one": 1}[case]
+    match = f"The teacher returned {found} rows for 4 images: it must return one for each"
+    with pytest.raises(ValueError, match=match):
+        ssd.freeze(function)(tf.constant(IMAGES[:4]))
+    halves = ssd.freeze(function, preprocessing=lambda rows: tf.concat([rows, rows], 0))
+    with pytest.raises(ValueError, match=match):  # the images given, not those preprocessed
+        halves(tf.constant(IMAGES[:4]))
+
+
+@pytest.mark.parametrize("found", [2, None])
+def test_another_number_of_rows_that_only_a_step_tells(found):
+    teacher = ssd.freeze(lambda rows: tf.ensure_shape(rows[::2], [found, 8, 8, 3]))
+    step = tf.function(teacher, input_signature=[tf.TensorSpec([None, 8, 8, 3], "uint8")])
+    words = r"The teacher returned.* \[2\] .*rows for.* \[4\] .*images"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        step(IMAGES[:4])
+
+
+def test_rows_of_a_batch_of_any_size():
+    teacher = ssd.freeze(lambda rows: tf.cast(rows, "float32"))
+    signature = [tf.TensorSpec([None, 8, 8, 3], "uint8")]
+    for compiled in (False, True):
+        step = tf.function(teacher, input_signature=signature, jit_compile=compiled)
+        for count in (4, 1, 0):
+            assert step(IMAGES[:count])["logits"].shape[0] == count
+
+
+def test_outputs_beside_others_may_have_no_rows():
+    teacher = ssd.freeze(lambda rows: {"logits": rows, "scale": tf.ones([]), "words": rows[:2]})
+    assert teacher(tf.constant(IMAGES))["words"].shape[0] == 2
+    assert ssd.freeze(lambda _: {"scale": tf.ones([])})(tf.constant(IMAGES))["scale"].shape == ()
 
 
 def test_a_function_chooses_its_precision_itself():

@@ -6,11 +6,11 @@ from typing import Literal
 
 import keras
 
+from keras_ssd.heads.linear import linear
 from keras_ssd.heads.taps import with_embedding
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
 from keras_ssd.layers.functional import as_functional, network_like, outputs_of
 from keras_ssd.layers.structure import policy_of
-from keras_ssd.models.initializers import Initialization
 
 
 def with_projection(
@@ -72,19 +72,7 @@ def with_projection(
 
 
 def _projection_head(embedding: keras.KerasTensor, policy: keras.DTypePolicy) -> keras.KerasTensor:
-    hidden = _dense(embedding, "proj_head.0", policy)
+    hidden = linear(embedding, embedding.shape[-1], "proj_head.0", policy)
     hidden = keras.layers.ReLU(name="proj_head.1", dtype=policy)(hidden)
-    return _dense(hidden, "proj_head.2", "float64" if policy.name == "float64" else "float32")
-
-
-def _dense(
-    inputs: keras.KerasTensor, name: str, dtype: str | keras.DTypePolicy
-) -> keras.KerasTensor:
-    width, initialization = inputs.shape[-1], Initialization()
-    return keras.layers.Dense(
-        width,
-        kernel_initializer=initialization.dense_kernel(width),
-        bias_initializer=initialization.bias_of_dense(width),
-        dtype=dtype,
-        name=name,
-    )(inputs)
+    wide = "float64" if policy.name == "float64" else "float32"
+    return linear(hidden, hidden.shape[-1], "proj_head.2", wide)

@@ -4,6 +4,7 @@ from keras_ssd.layers.batch_normalization import BatchNormalization
 from keras_ssd.layers.channels import ChannelShuffle, ChannelSplit
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
 from keras_ssd.layers.grouped_convolution import GroupedConv2D
+from keras_ssd.layers.image_preprocessing import ImagePreprocessing
 
 __all__ = [
     "BatchNormalization",
@@ -11,4 +12,5 @@ __all__ = [
     "ChannelSplit",
     "FrozenBackbone",
     "GroupedConv2D",
+    "ImagePreprocessing",
 ]

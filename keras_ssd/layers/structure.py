@@ -7,9 +7,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
 from keras_ssd.layers.functional import is_functional
+from keras_ssd.layers.image_preprocessing import ImagePreprocessing
 
 _NORMALISES = (keras.layers.Rescaling, keras.layers.Normalization)
 _KEEPS_VALUES = (
@@ -69,9 +71,32 @@ def takes_raw_images(network: Any) -> bool | None:
         `call` of a subclassed model.
     """
     first = next(_changing_values(network), None)
-    if isinstance(first, _NORMALISES):
+    if isinstance(first, (*_NORMALISES, ImagePreprocessing)):
         return True
     return False if isinstance(first, _TAKES_NORMALISED) else None
+
+
+def check_image_size(owner: str, wanted: Any, given: Any) -> None:
+    """Refuses images that do not fit.
+
+    Args:
+        owner: What takes them.
+        wanted: The shape of the images that it takes, rows first.
+        given: The shape of those that come.
+
+    Raises:
+        ValueError: If the two differ where both are known.
+    """
+    wanted, given = tf.TensorShape(wanted), tf.TensorShape(given)
+    if not given.is_compatible_with(wanted):
+        size, other = tuple(wanted[1:]), tuple(given[1:])
+        advice = "give images of as many channels, by a function as `preprocessing`"
+        if wanted[3:].is_compatible_with(given[3:]):
+            advice = (
+                "make them with `preprocessing` (of a Distiller `teacher_preprocessing`), such as "
+                f"`preprocessing=keras_ssd.layers.ImagePreprocessing({size[:2]})`"
+            )
+        raise ValueError(f"{owner} takes images {size}, got {other}: {advice}.")
 
 
 def normalization_of(network: Any) -> keras.layers.Layer | None:

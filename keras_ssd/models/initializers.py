@@ -37,7 +37,7 @@ class Initialization:
         numbers are written out.
         """
         if self.convolution == "pytorch":
-            return _uniform(size * size * channels_in // groups)
+            return uniform(size * size * channels_in // groups)
         deviation = math.sqrt(2 / (size * size * channels_out))
         return keras.initializers.RandomNormal(stddev=deviation)
 
@@ -46,20 +46,21 @@ class Initialization:
     ) -> keras.initializers.Initializer:
         """The initialiser of a convolution's bias."""
         if self.convolution == "pytorch":
-            return _uniform(size * size * channels_in // groups)
+            return uniform(size * size * channels_in // groups)
         return keras.initializers.Zeros()
 
     def dense_kernel(self, width: int) -> keras.initializers.Initializer:
         """The initialiser of a dense layer's kernel; `width` are its inputs."""
         if self.dense == "small":
             return keras.initializers.RandomNormal(stddev=0.01)
-        return _uniform(width)
+        return uniform(width)
 
     def bias_of_dense(self, width: int) -> keras.initializers.Initializer:
         """The initialiser of a dense layer's bias; `width` are its inputs."""
-        return keras.initializers.Zeros() if self.dense_bias == "zeros" else _uniform(width)
+        return keras.initializers.Zeros() if self.dense_bias == "zeros" else uniform(width)
 
 
-def _uniform(fan_in: int) -> keras.initializers.Initializer:
+def uniform(fan_in: int) -> keras.initializers.Initializer:
+    """Uniform within 1 / sqrt(fan in), PyTorch's default for kernels and biases."""
     bound = 1 / math.sqrt(fan_in)
     return keras.initializers.RandomUniform(-bound, bound)

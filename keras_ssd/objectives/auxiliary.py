@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from keras_ssd import losses
 from keras_ssd.batch import Batch, auxiliary_names
+from keras_ssd.losses.arguments import check_temperature
 from keras_ssd.losses.joint_labels import Rule
-from keras_ssd.objectives.objective import Objective, check_temperature, weighted_sum
+from keras_ssd.objectives.objective import Objective, weighted_sum
 
 _RULES: dict[str, Rule] = {
     "class_accuracy": "sum_logits",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import abc
-import math
-import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_ssd.batch import Batch
+from keras_ssd.batch import Batch, Rows
+from keras_ssd.losses.arguments import check_weight, is_number
 
 
 class Objective(abc.ABC):
@@ -36,6 +35,8 @@ class Objective(abc.ABC):
         needs_views: Whether transformed views are read.
         needs_equal_widths: Whether the outputs read must be equally wide in teacher and student.
         compares_images: Whether a batch of one image teaches nothing.
+        trains_teacher_head: Whether the gradient reaches the teacher's trainable head, if there is
+            one: without it the head's outputs are constants, as the teacher's are.
         state: A `keras.Layer` whose non-trainable variables are saved with the Distiller, or None.
             What is trained is a head of the student.
     """
@@ -46,12 +47,11 @@ class Objective(abc.ABC):
     needs_views = False
     needs_equal_widths = False
     compares_images = False
+    trains_teacher_head = False
     state: keras.layers.Layer | None = None
 
     def __init__(self, *, weight: float = 1.0, name: str | None = None) -> None:
-        if not (_is_number(weight) and 0 <= weight < math.inf):
-            raise ValueError(f"`weight` must be a finite number >= 0, got {weight!r}.")
-        self.weight = float(weight)
+        self.weight = check_weight("weight", weight)
         self.name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @abc.abstractmethod
@@ -92,6 +92,18 @@ class Objective(abc.ABC):
                     "or use objectives that compare images, such as SimilarityTransfer."
                 )
 
+    def _shapes(
+        self, teacher: Mapping[str, Any] | None, student: Mapping[str, Any] | None
+    ) -> Iterator[tuple[str, str, tuple[int | None, ...]]]:
+        """Owner, name and shape of each output that is read, where known."""
+        sides = (
+            ("teacher", teacher, self.teacher_outputs),
+            ("student", student, self.student_outputs),
+        )
+        for owner, outputs, names in sides:
+            if outputs is not None:
+                yield from ((owner, name, tuple(outputs[name].shape)) for name in names)
+
     def diagnostic_names(self, student: Mapping[str, Any]) -> Sequence[str]:
         """Names of what `diagnostics` gives for a student of these named outputs: nothing."""
         return ()
@@ -110,22 +122,50 @@ class Objective(abc.ABC):
         return cls(**config)
 
 
-def check_temperature(temperature: float) -> float:
-    """Refuses temperatures that are no finite number > 0."""
-    if not (_is_number(temperature) and 0 < temperature < math.inf):
-        raise ValueError(f"`temperature` must be a finite number > 0, got {temperature!r}.")
-    return float(temperature)
+class OneOutputEach(Objective):
+    """An objective that reads one output of each network (a class may add one more).
+
+    Args:
+        teacher_output: Name of the teacher's output.
+        student_output: Name of the student's output.
+        weight: Weight of the term.
+        name: Name of the term's metric.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher_output: str,
+        student_output: str,
+        weight: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(weight=weight, name=name)
+        self.teacher_outputs = (teacher_output,)
+        self.student_outputs = (student_output,)
+
+    def _rows(
+        self, batch: Batch, which: Rows = "plain", place: int = 0
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Rows of both; the teacher's are constants, unless its head is trained."""
+        teacher = batch.select(batch.teacher[self.teacher_outputs[place]], which)
+        student = batch.select(batch.student[self.student_outputs[place]], which)
+        return teacher if self.trains_teacher_head else tf.stop_gradient(teacher), student
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "teacher_output": self.teacher_outputs[0],
+            "student_output": self.student_outputs[0],
+        }
 
 
 def check_share(name: str, share: float) -> float:
     """Refuses shares that are no number in 0..1."""
-    if not (_is_number(share) and 0 <= share <= 1):
+    if not (is_number(share) and 0 <= share <= 1):
         raise ValueError(f"`{name}` must be a number in 0..1, got {share!r}.")
     return float(share)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def weighted_sum(values: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -10,15 +10,20 @@ import tensorflow as tf
 from keras_ssd import losses
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_gather, replica_rows, row_count
+from keras_ssd.losses.arguments import check_temperature
+from keras_ssd.losses.blockwise_similarity import (
+    Similarities,
+    blockwise_cross_entropy,
+    blockwise_divergence,
+    blockwise_rank,
+)
+from keras_ssd.losses.similarity import NO_COLUMN
 from keras_ssd.objectives.objective import (
     Objective,
     check_share,
-    check_temperature,
     weighted_sum,
 )
 from keras_ssd.objectives.selection import kept_rows
-
-_NO_COLUMN = -1e9  # finite, so that 0 * log 0 stays 0; its softmax is exactly 0
 
 
 class _Similarity(Objective):
@@ -27,17 +32,39 @@ class _Similarity(Objective):
     needs_views = True
     compares_images = True
 
-    def __init__(self, temperature: float, *, weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self,
+        temperature: float,
+        *,
+        columns_per_block: int | None = None,
+        weight: float = 1.0,
+        name: str | None = None,
+    ) -> None:
         super().__init__(weight=weight, name=name)
         self.temperature = check_temperature(temperature)
+        self.columns_per_block = _check_columns(columns_per_block)
 
     def _similarity(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
-        columns = all_gather(batch.select(projections, "plain"))
-        similarity = losses.cosine_similarity(batch.select(projections, "transformed"), columns)
-        if batch.sample_weight is None:
+        """The whole matrix `[R, C]`."""
+        rows, columns, valid = self._rows_and_columns(batch, projections)
+        similarity = losses.cosine_similarity(rows, columns)
+        if valid is None:
             return similarity
-        valid = all_gather(tf.cast(batch.sample_weight > 0, tf.int32))
-        return tf.where(valid > 0, similarity, tf.constant(_NO_COLUMN, similarity.dtype))
+        return tf.where(valid > 0, similarity, tf.constant(NO_COLUMN, similarity.dtype))
+
+    def _in_blocks(self, batch: Batch, projections: tf.Tensor, columns: int) -> Similarities:
+        """The matrix in blocks of so many columns."""
+        return Similarities.of(*self._rows_and_columns(batch, projections), columns)
+
+    def _rows_and_columns(
+        self, batch: Batch, projections: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Transformed rows, plain rows of all replicas, and which of these take part."""
+        columns = all_gather(batch.select(projections, "plain"))
+        valid = batch.sample_weight
+        if valid is not None:
+            valid = all_gather(tf.cast(valid > 0, tf.int32))
+        return batch.select(projections, "transformed"), columns, valid
 
     def _own_column(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
         """The column of each transformed row's own image, integers `[R]`."""
@@ -47,7 +74,11 @@ class _Similarity(Objective):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "temperature": self.temperature}
+        return {
+            **super().get_config(),
+            "temperature": self.temperature,
+            "columns_per_block": self.columns_per_block,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -62,6 +93,8 @@ class SimilarityTransfer(_Similarity):
     Args:
         temperature: T > 0. Below 1 the factor T^2 makes the term smaller.
         keep_wrong: Share in 0..1 of the wrong rows that is kept, best ranks first.
+        columns_per_block: None, or how many columns of the matrix are there at a time: past what
+            fits memory, the same numbers (to rounding) for more time.
         weight: Weight of the term.
         teacher_output: Name of the teacher's projections.
         student_output: Name of the student's projections.
@@ -75,26 +108,40 @@ class SimilarityTransfer(_Similarity):
         temperature: float = 0.5,
         *,
         keep_wrong: float = 0.75,
+        columns_per_block: int | None = None,
         weight: float = 1.0,
         teacher_output: str = "projection",
         student_output: str = "projection",
         name: str | None = None,
     ) -> None:
-        super().__init__(temperature, weight=weight, name=name)
+        super().__init__(temperature, columns_per_block=columns_per_block, weight=weight, name=name)
         self.keep_wrong = check_share("keep_wrong", keep_wrong)
         self.teacher_outputs = (teacher_output,)
         self.student_outputs = (student_output,)
 
     def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """The sum over this replica's kept rows and their weight, two scalars."""
-        projections = batch.student[self.student_outputs[0]]
-        teacher = self._similarity(batch, batch.teacher[self.teacher_outputs[0]])
-        student = self._similarity(batch, projections)
-        teacher = tf.stop_gradient(teacher)
-        ranks = losses.label_rank(teacher, self._own_column(batch, projections))
+        ranks, values = self._ranks_and_values(
+            batch,
+            tf.stop_gradient(batch.teacher[self.teacher_outputs[0]]),
+            batch.student[self.student_outputs[0]],
+        )
         kept = kept_rows(ranks, self.keep_wrong, batch.weights_of("transformed"))
-        values = losses.kl_divergence(teacher, student, self.temperature)
         return weighted_sum(values, kept)
+
+    def _ranks_and_values(
+        self, batch: Batch, of_teacher: tf.Tensor, of_student: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        own = self._own_column(batch, of_student)
+        if self.columns_per_block is None:
+            teacher, student = (self._similarity(batch, p) for p in (of_teacher, of_student))
+            values = losses.kl_divergence(teacher, student, self.temperature)
+            return losses.label_rank(teacher, own), values
+        teachers, students = (
+            self._in_blocks(batch, p, self.columns_per_block) for p in (of_teacher, of_student)
+        )
+        values = blockwise_divergence(teachers, students, self.temperature)
+        return blockwise_rank(teachers, own), values
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -116,6 +163,8 @@ class ContrastivePretext(_Similarity):
 
     Args:
         temperature: T > 0.
+        columns_per_block: None, or how many columns of the matrix are there at a time: past what
+            fits memory, the same numbers (to rounding) for more time.
         weight: Weight of the term.
         student_output: Name of the projections that are trained.
         name: Name of the term's metric.
@@ -128,21 +177,37 @@ class ContrastivePretext(_Similarity):
         self,
         temperature: float = 1.0,
         *,
+        columns_per_block: int | None = None,
         weight: float = 1.0,
         student_output: str = "projection",
         name: str | None = None,
     ) -> None:
-        super().__init__(temperature, weight=weight, name=name)
+        super().__init__(temperature, columns_per_block=columns_per_block, weight=weight, name=name)
         self.student_outputs = (student_output,)
 
     def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """The sum over this replica's transformed rows and their weight, two scalars."""
         projections = batch.student[self.student_outputs[0]]
-        logits = self._similarity(batch, projections) / self.temperature
         own = self._own_column(batch, projections)
-        values = losses.cross_entropy(own, logits)
+        if self.columns_per_block is None:
+            logits = self._similarity(batch, projections) / self.temperature
+            values = losses.cross_entropy(own, logits)
+        else:
+            blocks = self._in_blocks(batch, projections, self.columns_per_block)
+            values = blockwise_cross_entropy(blocks, own, self.temperature)
         return weighted_sum(values, batch.weights_of("transformed"))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "student_output": self.student_outputs[0]}
+
+
+def _check_columns(columns_per_block: int | None) -> int | None:
+    if columns_per_block is None:
+        return None
+    is_integer = isinstance(columns_per_block, int) and not isinstance(columns_per_block, bool)
+    if not is_integer or columns_per_block < 1:
+        raise ValueError(
+            f"`columns_per_block` must be None or an integer >= 1, got {columns_per_block!r}."
+        )
+    return columns_per_block

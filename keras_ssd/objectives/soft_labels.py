@@ -10,17 +10,17 @@ import tensorflow as tf
 
 from keras_ssd import losses
 from keras_ssd.batch import Batch, Rows, check_rows
+from keras_ssd.losses.arguments import check_temperature
 from keras_ssd.objectives.objective import (
-    Objective,
+    OneOutputEach,
     check_share,
-    check_temperature,
     weighted_sum,
 )
 from keras_ssd.objectives.selection import kept_rows
 
 
-class _SoftenedLogits(Objective):
-    """What both objectives below share: a temperature and the logits of teacher and student."""
+class SoftenedLogits(OneOutputEach):
+    """What soft labels share: a temperature, and logits of one class set."""
 
     needs_equal_widths = True
 
@@ -33,27 +33,17 @@ class _SoftenedLogits(Objective):
         student_output: str = "logits",
         name: str | None = None,
     ) -> None:
-        super().__init__(weight=weight, name=name)
+        super().__init__(
+            teacher_output=teacher_output, student_output=student_output, weight=weight, name=name
+        )
         self.temperature = check_temperature(temperature)
-        self.teacher_outputs = (teacher_output,)
-        self.student_outputs = (student_output,)
-
-    def _logits(self, batch: Batch, which: Rows) -> tuple[tf.Tensor, tf.Tensor]:
-        teacher = batch.teacher[self.teacher_outputs[0]]
-        student = batch.student[self.student_outputs[0]]
-        return tf.stop_gradient(batch.select(teacher, which)), batch.select(student, which)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "temperature": self.temperature,
-            "teacher_output": self.teacher_outputs[0],
-            "student_output": self.student_outputs[0],
-        }
+        return {**super().get_config(), "temperature": self.temperature}
 
 
-class _Divergence(_SoftenedLogits):
+class _Divergence(SoftenedLogits):
     """A function of the two class distributions of each row, with no use for labels."""
 
     values: Callable[[tf.Tensor, tf.Tensor, float], tf.Tensor]  # of `losses`, a value a row
@@ -81,7 +71,7 @@ class _Divergence(_SoftenedLogits):
 
     def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """The sum over this replica's rows and their weight, two scalars."""
-        values = type(self).values(*self._logits(batch, self.views), self.temperature)
+        values = type(self).values(*self._rows(batch, self.views), self.temperature)
         return weighted_sum(values, batch.weights_of(self.views))
 
     def get_config(self) -> dict[str, Any]:
@@ -215,7 +205,7 @@ class SoftCrossEntropy(_Divergence):
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-class SelectiveSoftLabels(_SoftenedLogits):
+class SelectiveSoftLabels(SoftenedLogits):
     """`T^2 KL(teacher || student)` of the transformed rows that the teacher gets nearly right.
 
     All rows that the teacher classifies correctly are kept, and of the others the share
@@ -257,7 +247,7 @@ class SelectiveSoftLabels(_SoftenedLogits):
 
     def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """The sum over this replica's kept rows and their weight, two scalars."""
-        teacher, student = self._logits(batch, "transformed")
+        teacher, student = self._rows(batch, "transformed")
         ranks = losses.label_rank(teacher, batch.labels_of("transformed"))
         weights = batch.weights_of("transformed", labeled=True)
         values = losses.kl_divergence(teacher, student, self.temperature)

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssd.data.order import epochs_of
+from keras_ssd.distribution import MultiWorkerStrategy, check_same, chief_path, is_chief
 from keras_ssd.whole_files import replaced_when_complete
 
 
@@ -77,6 +78,9 @@ class Backup(keras.callbacks.Callback):
     between the two it repeats an epoch without a word, killed in the second it starts no more; and
     it deletes both when the run is done, so that the run begins anew.
 
+    Of several workers the chief writes and all read, so that the folder must be one that they
+    share; each of them gives this callback.
+
     Not kept are what other callbacks remember (put this one last), an order of images that is
     shuffled otherwise, and the random state of a teacher with dropout under
     `teacher_batch_norm="batch_update"`.
@@ -93,9 +97,10 @@ class Backup(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Goes back to the end of the last epoch that was kept."""
         kept = self._kept()
+        epoch = max(kept, default=0)
+        check_same(self.model.distribute_strategy, "The last epoch of the backups", epoch)
         if not kept:
             return
-        epoch = max(kept)
         if not self.model.optimizer.built:  # a plain model's, until its first step
             self.model.optimizer.build(self.model.trainable_variables)
         with warnings.catch_warnings():
@@ -111,17 +116,51 @@ class Backup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Keeps this epoch in place of those before."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"epoch_{epoch + 1:06d}.weights.h5"
-        earlier = set(self._kept().values()) - {path}
-        with replaced_when_complete(path) as partial:
-            self.model.save_weights(partial)
-        for other in earlier:
-            other.unlink()
+        strategy = self.model.distribute_strategy
+        name = self._folder / f"epoch_{epoch + 1:06d}.weights.h5"
+        with chief_path(name, strategy) as path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced_when_complete(path) as partial:
+                keras.Model.save_weights(self.model, partial)  # a Distiller's asks for the chief
+        if is_chief(strategy):
+            for other in set(self._kept().values()) - {name}:
+                other.unlink()
 
     def _kept(self) -> dict[int, pathlib.Path]:
         files = self._folder.glob("epoch_*.weights.h5")
         return {int(path.name[len("epoch_") :].partition(".")[0]): path for path in files}
+
+
+_WRITERS = (
+    keras.callbacks.CSVLogger,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+)
+
+
+def of_this_worker(callbacks: Any, strategy: tf.distribute.Strategy) -> Any:
+    """The callbacks given to `fit`, without those that only write logs where the chief does.
+
+    Args:
+        callbacks: A list of callbacks, or a `keras.callbacks.CallbackList`.
+        strategy: The strategy of `fit`.
+
+    Returns:
+        The same, changed.
+
+    Raises:
+        ValueError: If one of them cannot work with several workers.
+    """
+    present = getattr(callbacks, "callbacks", callbacks)
+    restores = any(isinstance(one, keras.callbacks.BackupAndRestore) for one in present)
+    if restores and isinstance(strategy, MultiWorkerStrategy):
+        raise ValueError(
+            "`keras.callbacks.BackupAndRestore` writes and deletes the same files on all workers: "
+            "use `keras_ssd.callbacks.Backup(folder)`."
+        )
+    if not is_chief(strategy):
+        present[:] = [one for one in present if not isinstance(one, _WRITERS)]
+    return callbacks
 
 
 def followed(callbacks: Any, dataset: Any) -> Any:

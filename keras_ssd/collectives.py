@@ -34,7 +34,8 @@ def all_gather(tensor: tf.Tensor) -> tf.Tensor:
         return tensor
     if tensor.dtype not in _GATHERED_AS_THEY_ARE:
         tensor = tf.cast(tensor, tf.float32 if tensor.dtype.is_floating else tf.int32)
-    return context.all_gather(tensor, axis=0)
+    gathered = context.all_gather(tensor, axis=0)
+    return tf.ensure_shape(gathered, [None, *tensor.shape[1:]])  # it forgets what it knew
 
 
 def all_sum(tensor: tf.Tensor) -> tf.Tensor:

@@ -24,7 +24,7 @@ MAY_IMPORT = {  # what these may know of keras_ssd
     "objectives": {"losses", "batch", "collectives", "objectives"},
 }
 KNOWN_TO_NOBODY = {"presets", "evaluation"}  # but to keras_ssd/__init__.py
-OPTIONAL = {"matplotlib", "safetensors", "sklearn", "tensorflow_datasets", "torch"}
+OPTIONAL = {"keras_hub", "matplotlib", "safetensors", "sklearn", "tensorflow_datasets", "torch"}
 
 
 def imported(*nodes):

@@ -44,6 +44,8 @@ def by_epoch(
     _EPOCHS[label] = epoch
     options = tf.data.Options()
     options.framework_type = [label]
+    # Workers share the rows of each batch; by files each would have an order of its own.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
 
     def of_epoch(_: tf.Tensor) -> tf.data.Dataset:
         start = epoch.read_value() * count

@@ -189,6 +189,29 @@ class Splits:
         )
         return mixed
 
+    def with_index(self) -> Splits:
+        """The same data sets, each training image with its place: x is `{"image", "index"}`.
+
+        The n labelled training images have the places 0 to n - 1, the same ones in every epoch and
+        run; `labels` are in that order. Images of `with_unlabeled` have the place -1. What needs it
+        is a memory of the training images, as `objectives.ContrastiveRepresentation` has. Choose
+        fewer images (`few_shot`) before: that gives other places.
+
+        Returns:
+            New `Splits` on the same images; validation and test stay as they are.
+
+        Raises:
+            ValueError: If the images have no labels.
+        """
+        self._require_labels("with_index", "give `index` in a data set of your own")
+        return self._with(dataclasses.replace(self._training, indexed=True), "with_index()")
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The int32 label of each training image, by its place (`with_index`)."""
+        self._require_labels("labels", "leave them out")
+        return self._training.images.labels[self._training.rows]
+
     def _check_added(self, unlabeled: Any) -> None:
         if not isinstance(unlabeled, Splits):
             raise TypeError(f"`unlabeled` must be what `data.load` returns, got {unlabeled!r}.")

@@ -6,10 +6,12 @@ import dataclasses
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.data.encoded import on_cpu
 from keras_ssd.data.images import Images
 
 _Batch = tuple[tf.Tensor, tf.Tensor]
@@ -26,6 +28,7 @@ class Training:
         seed: Chooses, with the epoch, their order.
         labeled: Whether they have labels.
         unlabeled: Images that each batch holds beside them, so many as its own `batch_size` says.
+        indexed: Whether an image comes with its place in `rows`.
     """
 
     images: Images
@@ -34,6 +37,7 @@ class Training:
     seed: int
     labeled: bool = True
     unlabeled: Training | None = None
+    indexed: bool = False
 
     @property
     def steps(self) -> int:
@@ -53,6 +57,8 @@ class Training:
 
     def dataset(self) -> tf.data.Dataset:
         """Batches (images, labels), or images alone where there are no labels."""
+        if self.indexed:
+            return self._with_places()
         batches = self.images.shuffled(self.rows, self.batch_size, self.seed)
         if not self.labeled:
             return batches.map(lambda images, _: images)
@@ -63,6 +69,20 @@ class Training:
         others = more.images.shuffled(more.rows, more.batch_size, more.seed, per_epoch)
         mixed = tf.data.Dataset.zip((batches, others))
         return mixed.map(_joined(self.batch_size, more.batch_size)).prefetch(tf.data.AUTOTUNE)
+
+    def _with_places(self) -> tf.data.Dataset:
+        """Batches ({image, index}, labels); unlabeled images have the index -1."""
+        labels = on_cpu(self.images.labels[self.rows])
+        places = np.full(self.images.size, -1, "int32")
+        places[self.rows] = np.arange(len(self.rows))
+        images = self.images.relabeled(places)
+        numbered = dataclasses.replace(self, images=images, indexed=False).dataset()
+
+        def with_labels(images: tf.Tensor, index: tf.Tensor) -> tuple[dict[str, tf.Tensor], Any]:
+            known = tf.gather(labels, tf.maximum(index, 0))
+            return {"image": images, "index": index}, tf.where(index >= 0, known, -1)
+
+        return numbered.map(with_labels, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _count_in_batch(share: float, batch_size: int) -> int:

@@ -105,3 +105,8 @@ def test_loaded_sets_have_an_order_for_each_epoch(prepare, monkeypatch, streamed
     assert orders[:2] == orders[2:]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
+
+
+def test_workers_share_the_rows_of_each_batch():
+    policy = shuffled().map(tf.identity).options().experimental_distribute.auto_shard_policy
+    assert policy == tf.data.experimental.AutoShardPolicy.DATA

@@ -3,8 +3,8 @@
 from keras_ssd.data.mining.hashes import difference_hash
 from keras_ssd.data.mining.manifest import Manifest, Row, read_manifest
 from keras_ssd.data.mining.neighbours import near_duplicates
-from keras_ssd.data.mining.pools import Pool, Record, ShardedPool, array_pool, open_pool
-from keras_ssd.data.mining.records import Scored
+from keras_ssd.data.mining.pools import Pool, ShardedPool, array_pool, open_pool
+from keras_ssd.data.mining.records import Record, Scored
 from keras_ssd.data.mining.scores import Scores
 from keras_ssd.data.mining.scoring import score
 from keras_ssd.data.mining.selection import Selection, select, top_k_per_class

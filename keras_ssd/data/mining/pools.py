@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import abc
-import copy
-import functools
-import hashlib
 import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from keras_ssd.data.folder_layout import listed
 from keras_ssd.data.folders import folder_of
 from keras_ssd.data.image_files import ENDINGS, OTHER_ENDINGS, ending, files_below, pictures
-from keras_ssd.data.images import decoded
+from keras_ssd.data.mining.numbered_pool import NumberedPool
+from keras_ssd.data.mining.prepared_pool import PreparedPool, check_prepared
+from keras_ssd.data.mining.records import Record
 from keras_ssd.data.sources import prepare, tfds_builder
 
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
-
 _FILES_AT_ONCE = 4_096  # whose paths are written in full
-_DECODED_BYTES = 2**24  # of images that a thread decodes before it hands them on
-_MOST_DECODED, _DECODED_OF_ANY_SIZE = 512, 16  # images that it does
-
-
-class Record(NamedTuple):
-    """An image of a pool.
-
-    Attributes:
-        id: Unique in the pool.
-        source: Where `data.load` finds the image again; empty for images given as arrays.
-        image: uint8 `[H, W, 3]` as decoded, not resized; None where it cannot be read.
-        problem: Why it cannot be read, in a few words, or None.
-    """
-
-    id: str
-    source: str
-    image: np.ndarray | None
-    problem: str | None = None
 
 
 class Pool(Protocol):
@@ -70,73 +46,7 @@ class ShardedPool(Pool, Protocol):
         """Images `index`, `index + count`, ... of this pool, under its name and their ids."""
 
 
-class _Rows(abc.ABC):
-    """A pool whose images are numbered, or every so many of them.
-
-    Attributes:
-        part: Which shard of the pool this is, and of how many.
-    """
-
-    def __init__(self, name: str, size: int) -> None:
-        self.name = name
-        self.part = (0, 1)
-        self._rows = range(size)
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """What tells the whole pool from another one of its name."""
-        digest = hashlib.sha256()
-        for piece in self._identity():
-            digest.update(piece)
-        return digest.hexdigest()
-
-    @abc.abstractmethod
-    def _identity(self) -> Iterator[bytes]:
-        """What makes the pool what it is."""
-
-    @property
-    def size(self) -> int:
-        """The number of images."""
-        return len(self._rows)
-
-    def shard(self, index: int, count: int) -> _Rows:
-        """Images `index`, `index + count`, ... of this pool, under its name and their ids.
-
-        Args:
-            index: Which shard, in [0, `count`).
-            count: How many shards there are, >= 1.
-
-        Raises:
-            ValueError: If a number is out of range or no image is in this shard.
-        """
-        if not _is_integer(count) or not _is_integer(index) or not 0 <= index < count:
-            raise ValueError(
-                f"A shard is `index` of `count`, 0 <= index < count, got {index!r} of {count!r}."
-            )
-        if index >= self.size:
-            raise ValueError(
-                f"Shard {index} of {count} holds none of the {self.size} images of {self.name!r}: "
-                "make fewer shards."
-            )
-        other = copy.copy(self)
-        other._rows = self._rows[int(index) :: int(count)]
-        first, step = self.part
-        other.part = (first + int(index) * step, step * int(count))
-        return other
-
-    def read(self, start: int = 0) -> Iterator[Record]:
-        """The images from number `start` on; those before are not decoded."""
-        if not _is_integer(start) or start < 0:
-            raise ValueError(f"`start` must be an integer >= 0, got {start!r}.")
-        rows = self._rows[int(start) :]
-        return self._read(rows) if rows else iter(())
-
-    @abc.abstractmethod
-    def _read(self, rows: range) -> Iterator[Record]:
-        """The images of some rows, at least one."""
-
-
-class _Arrays(_Rows):
+class _Arrays(NumberedPool):
     def __init__(
         self, name: str, ids: Sequence[str], images: np.ndarray | Sequence[np.ndarray]
     ) -> None:
@@ -152,7 +62,7 @@ class _Arrays(_Rows):
         return (Record(self._ids[row], "", self._images[row]) for row in rows)
 
 
-class _Folder(_Rows):
+class _Folder(NumberedPool):
     def __init__(self, folder: pathlib.Path, files: Sequence[str]) -> None:
         super().__init__(_name_of(folder), len(files))
         self._folder, self._files = folder, files  # relative, so that a million fit into memory
@@ -173,88 +83,6 @@ class _Folder(_Rows):
                     yield Record(id, id, None, picture)
                 else:
                     yield Record(id, id, picture.pixels)
-
-
-class _Prepared(_Rows):
-    """A split of a set of TFDS, by its rows in the order of the files."""
-
-    def __init__(self, builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
-        super().__init__(name, builder.info.splits[split].num_examples)
-        self._builder, self._split = builder, split
-        self._shape = builder.info.features["image"].shape
-
-    def _identity(self) -> Iterator[bytes]:
-        info = self._builder.info
-        lengths = info.splits[self._split].shard_lengths
-        yield f"{info.full_name} {self._split} {lengths} {info.dataset_size}".encode()
-
-    def _read(self, rows: range) -> Iterator[Record]:
-        waited_for = iter(rows)
-        for row, image in self._decoded(rows):
-            while (left_out := next(waited_for)) != row:
-                yield self._unreadable(left_out)
-            yield Record(self._id(row), self._id(row), image)
-        yield from map(self._unreadable, waited_for)
-
-    def _id(self, row: int) -> str:
-        return f"{self.name}[{self._split}]/{row:08d}"
-
-    def _unreadable(self, row: int) -> Record:
-        return Record(self._id(row), self._id(row), None, "cannot be decoded")
-
-    def _decoded(self, rows: range) -> Iterator[tuple[int, np.ndarray]]:
-        """Rows in order and their images, those left out that cannot be decoded."""
-        with tf.device("CPU:0"):
-            batches = iter(self._batches(rows))
-        while True:
-            try:
-                numbers, shapes, images = next(batches)
-            except StopIteration:
-                return
-            except tf.errors.OpError as error:
-                raise ValueError(
-                    f"The files of {self.name!r} must be whole, and those of its split "
-                    f"{self._split!r} cannot be read ({type(error).__name__}): prepare the set "
-                    "anew."
-                ) from error
-            if isinstance(images, tf.RaggedTensor):
-                flat = np.split(images.values.numpy(), images.row_splits[1:-1].numpy())
-                sized = zip(flat, shapes.numpy(), strict=True)
-                pixels = [image.reshape(shape) for image, shape in sized]
-            else:
-                pixels = images.numpy()
-            yield from zip(numbers.numpy().tolist(), pixels, strict=True)
-
-    def _batches(self, rows: range) -> tf.data.Dataset:
-        """Row numbers, shapes and pixels; pixels are flat and ragged where sizes differ."""
-        import tensorflow_datasets as tfds
-
-        records = self._builder.as_dataset(
-            split=f"{self._split}[{rows[0]}:]",
-            shuffle_files=False,
-            decoders={"image": tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-        )
-        numbers = tf.data.Dataset.from_tensor_slices(np.array(rows))
-        encoded = records.shard(rows.step, 0).map(lambda example: example["image"])
-        size = _DECODED_OF_ANY_SIZE
-        if None not in self._shape:
-            size = min(max(1, _DECODED_BYTES // int(np.prod(self._shape))), _MOST_DECODED)
-
-        def decode(number: tf.Tensor, encoded: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            image = decoded(encoded)
-            pixels = tf.reshape(image, [-1]) if None in self._shape else image
-            return number, tf.shape(image), pixels
-
-        def decode_some(numbers: tf.Tensor, encoded: tf.Tensor) -> tf.data.Dataset:
-            some = tf.data.Dataset.from_tensor_slices((numbers, encoded)).map(decode)
-            some = some.ignore_errors()  # of these images alone, not of what reads the files
-            return some.ragged_batch(size) if None in self._shape else some.batch(size)
-
-        threads = os.cpu_count() or 1
-        some = tf.data.Dataset.zip((numbers, encoded)).batch(size)
-        batches = some.interleave(decode_some, threads, num_parallel_calls=threads)
-        return batches.prefetch(1)
 
 
 def open_pool(
@@ -301,8 +129,8 @@ def open_pool(
     name = os.fsdecode(name)
     builder = tfds_builder(name, data_dir)
     prepare(builder, name, download)
-    _check_prepared(builder, name, split)
-    return _Prepared(builder, name, split)
+    check_prepared(builder, name, split)
+    return PreparedPool(builder, name, split)
 
 
 def array_pool(
@@ -357,10 +185,6 @@ def check_image(image: Any, id: str) -> None:
         )
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _is_read(file: str) -> bool:
     return ending(file) in ENDINGS
 
@@ -395,18 +219,3 @@ def _check_text(ids: Sequence[str], pool: str) -> None:
                 f"The ids of the pool {pool!r} must be text that UTF-8 can write, got {id!r}: "
                 "rename the image."
             ) from None
-
-
-def _check_prepared(builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
-    import tensorflow_datasets as tfds
-
-    features = dict(builder.info.features or {})
-    image = features.get("image")
-    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-        raise ValueError(
-            f"{name!r} needs a feature `image` of 8-bit images, got the features "
-            f"{sorted(features)}: choose a set of images."
-        )
-    sizes = {known: info.num_examples for known, info in builder.info.splits.items()}
-    if not sizes.get(split):
-        raise ValueError(f"{name!r} must hold images in its split {split!r}, got {sizes}.")

@@ -1,8 +1,27 @@
-"""Scored: what is known of an image of a pool once the scorer has seen it."""
+"""An image of a pool: as it is read, and once the scorer has seen it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Record(NamedTuple):
+    """An image of a pool.
+
+    Attributes:
+        id: Unique in the pool.
+        source: Where `data.load` finds the image again; empty for images given as arrays.
+        image: uint8 `[H, W, 3]` as decoded, not resized; None where it cannot be read.
+        problem: Why it cannot be read, in a few words, or None.
+    """
+
+    id: str
+    source: str
+    image: np.ndarray | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,20 +12,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.data.fingerprints import digest_of_weights, fingerprint_of, frozen_to_be_known
 from keras_ssd.data.images import resize
 from keras_ssd.freezing import HALVES
-from keras_ssd.freezing.calls import Calls
 from keras_ssd.heads.taps import with_embedding
-from keras_ssd.layers.frozen_backbone import FrozenCopy
 from keras_ssd.layers.functional import as_functional, is_functional, network_like, outputs_of
-from keras_ssd.layers.structure import flat_layers, normalization_of
+from keras_ssd.layers.structure import normalization_of
 from keras_ssd.losses.precision import at_least_float32
 from keras_ssd.teacher import FrozenTeacher, freeze
 
 _LEAST_ROWS = 2  # a row alone is multiplied in another order than rows of a matrix, and rounded so
-
-_OF_A_COPY = ("build_config", "dtype", "module", "name", "registered_name", "seed", "trainable")
-_OF_TRAINING = ("_initializer", "_regularizer", "_constraint")
 
 Size = tuple[int, int]
 
@@ -90,7 +84,7 @@ class Scorer:
         batch_size: int,
         embedding: bool,
     ) -> None:
-        frozen = _checked(teacher)
+        frozen = frozen_to_be_known(teacher)
         model: Any = frozen.model
         self.name = model.name
         self._frozen, self._is_given_frozen = frozen, teacher is frozen
@@ -106,9 +100,7 @@ class Scorer:
             )
         self._temperature, self._classes_per_image = temperature, classes_per_image
         self._embedding = embedding
-        self._weights = _digest_of_weights(frozen)
-        identity = json.dumps([self._weights, outputs, _structure(frozen.model)], sort_keys=True)
-        self.digest = hashlib.sha256(identity.encode()).hexdigest()
+        self.digest = fingerprint_of(frozen)
 
     @property
     def rows(self) -> int:
@@ -169,7 +161,7 @@ class Scorer:
         """What runs a batch; made when it is needed, as a pass that is done needs none."""
         teacher = self._frozen
         if self._embedding:
-            teacher = _with_embedding(teacher, self._weights, self._is_given_frozen)
+            teacher = _with_embedding(teacher, self._is_given_frozen)
 
         def run(images: tf.Tensor) -> tuple[Any, ...]:
             outputs = teacher(images)
@@ -188,29 +180,6 @@ class Scorer:
 
         signature = [tf.TensorSpec(self._shape, tf.uint8)]
         return tf.function(run, autograph=False, input_signature=signature)
-
-
-def _checked(teacher: Any) -> FrozenTeacher:
-    """The teacher, frozen."""
-    model = teacher.model if isinstance(teacher, FrozenTeacher) else teacher
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`teacher` must be a Keras model or a FrozenTeacher of one, as nothing tells a "
-            f"function from another, got {teacher!r}."
-        )
-    frozen = freeze(teacher)
-    if frozen.batch_norm != "inference":
-        raise ValueError(
-            "The teacher must run in inference mode to score images, got one frozen with "
-            f"`batch_norm={frozen.batch_norm!r}`: give the model itself."
-        )
-    preprocessing = frozen.preprocessing
-    if preprocessing is not None and not isinstance(preprocessing, keras.layers.Layer | FrozenCopy):
-        raise TypeError(
-            "The preprocessing of the teacher must be a Keras layer, as nothing tells a function "
-            f"from another, got {preprocessing!r}."
-        )
-    return frozen
 
 
 def _outputs(frozen: FrozenTeacher, shape: tuple[int, ...]) -> dict[str, list[int | None]]:
@@ -262,7 +231,7 @@ def _size(frozen: FrozenTeacher, image_size: Size | None) -> Size | None:
     return taken
 
 
-def _with_embedding(frozen: FrozenTeacher, digest: str, settings_unknown: bool) -> FrozenTeacher:
+def _with_embedding(frozen: FrozenTeacher, settings_unknown: bool) -> FrozenTeacher:
     """The same network with its embedding among the outputs, frozen in the same way."""
     model: Any = frozen.model
     if not is_functional(model):
@@ -280,18 +249,19 @@ def _with_embedding(frozen: FrozenTeacher, digest: str, settings_unknown: bool) 
         ) from error
     chosen = {name: network.output[name] for name in ("logits", "embedding")}
     tapped = network_like(network, network.input, chosen)
-    settings = _settings(frozen, digest) if settings_unknown else {}
+    settings = _settings(frozen) if settings_unknown else {}
     return _frozen_again(tapped, frozen, settings)
 
 
-def _settings(frozen: FrozenTeacher, digest: str) -> dict[str, Any]:
+def _settings(frozen: FrozenTeacher) -> dict[str, Any]:
     """What `freeze` was told, found by telling it the same again."""
+    digest = digest_of_weights(frozen)
     model: Any = frozen.model
     half = next((dtype for dtype in frozen.compute_dtypes if dtype in HALVES), None)
     for dtype, fold in itertools.product(dict.fromkeys((half, None)), (True, False)):
         settings = {"dtype": dtype, "fold_batch_norm": fold}
         again = _frozen_again(model, frozen, settings)
-        if _digest_of_weights(again) == digest:
+        if digest_of_weights(again) == digest:
             return settings
     raise ValueError(
         f"The model {model.name!r} has changed since the teacher was frozen, and its "
@@ -324,62 +294,3 @@ def _preprocessing(frozen: FrozenTeacher, size: Size | None) -> dict[str, Any]:
         "std": std,
         "interpolation": "bilinear, antialiased",
     }
-
-
-def _digest_of_weights(frozen: FrozenTeacher) -> str:
-    digest = hashlib.sha256()
-    for variable in frozen.variables:
-        _update(digest, variable)
-    digest.update(json.dumps(frozen.compute_dtypes).encode())
-    preprocessing: Any = frozen.preprocessing
-    if isinstance(preprocessing, FrozenCopy):
-        for variable in preprocessing.variables:
-            _update(digest, variable)
-        preprocessing = preprocessing.model
-    if preprocessing is not None:
-        for layer in flat_layers(preprocessing):
-            if not isinstance(layer, keras.Model):
-                digest.update(json.dumps(_kind(layer), sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _structure(model: Any) -> list[Any]:
-    """What a network computes with its weights: each call, and whose outputs it takes."""
-    if not is_functional(model):
-        return [type(model).__qualname__]
-    calls = Calls.of(as_functional(model)).calls
-    numbers: dict[int, int] = {}
-    structure = []
-    for call in calls:
-        structure.append([_kind(call.layer), [numbers.get(id(x), -1) for x in call.inputs]])
-        for tensor in keras.tree.flatten(call.outputs):
-            numbers.setdefault(id(tensor), len(numbers))
-    return structure
-
-
-def _kind(layer: Any) -> list[Any]:
-    """The class and the settings of a layer, without what a copy of it may have otherwise."""
-    config = getattr(layer, "__dict__", {})
-    if isinstance(layer, keras.layers.Layer):
-        config = layer.get_config()
-    return [type(layer).__name__, _plain(config)]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            str(key): _plain(entry)
-            for key, entry in value.items()
-            if key not in _OF_A_COPY
-            and not str(key).startswith("_")
-            and not str(key).endswith(_OF_TRAINING)
-        }
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value if isinstance(value, str | int | float | None) else type(value).__name__
-
-
-def _update(digest: Any, variable: keras.Variable) -> None:
-    values = tf.convert_to_tensor(variable.value).numpy()
-    digest.update(f"{values.dtype}{values.shape}".encode())
-    digest.update(np.ascontiguousarray(values).tobytes())

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from keras_ssd.data.mining.records import Scored
-from keras_ssd.whole_files import replaced_when_complete
+from keras_ssd.whole_files import claimed, replaced_when_complete
 
 SCHEMA = 1
 _HEADER = "header.json"
+_A_MOMENT = 0.05  # seconds in which another process writes it
 _KEYS = frozenset(
     (
         "schema",
@@ -106,7 +109,7 @@ class Scores:
         scores.folder, scores.header = path, json.loads(_json(header))  # as it would be read
         if (path / _HEADER).exists():
             _check_same(path, _read_header(path), scores.header)
-        elif any(path.glob("*.jsonl")):
+        elif any(path.glob("[0-9]*.jsonl")):
             raise ValueError(
                 f"{str(path)!r} holds chunks of scores and no {_HEADER}, so that nothing tells "
                 "what they are of: give another folder."
@@ -153,13 +156,45 @@ class Scores:
 
     def missing(self) -> list[int]:
         """The numbers of the chunks that are not there, or not as they were written."""
-        return [number for number in range(self.count) if not self._is_whole(number)]
+        return [number for number in range(self.count) if not self.is_whole(number)]
+
+    def present(self, numbers: Collection[int]) -> set[int]:
+        """Those of some chunks that have a file, whole or not."""
+        names = set(os.listdir(self.folder)) if numbers and self.folder.exists() else set()
+        return {number for number in numbers if self._path(number).name in names}
+
+    def is_whole(self, number: int) -> bool:
+        """Whether a chunk is there as it was written."""
+        try:
+            self._lines(number)
+        except ValueError:
+            return False
+        return True
+
+    def claimed(self, number: int) -> contextlib.AbstractContextManager[bool]:
+        """Keeps a chunk for this process to write, see `whole_files.claimed`."""
+        return claimed(self._path(number))
+
+    def put_header(self) -> None:
+        """Puts the header into the folder, once, whoever of several processes comes first.
+
+        Raises:
+            ValueError: If there is one already, of something else.
+        """
+        path, content = self.folder / _HEADER, _json(self.header)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while not path.exists():
+            with claimed(path) as mine:
+                if mine and not path.exists():
+                    _write(path, content)
+            if not mine:
+                time.sleep(_A_MOMENT)
+        if path.read_bytes() != content:
+            _check_same(self.folder, _read_header(self.folder), self.header)
 
     def write(self, number: int, chunk: Chunk) -> None:
         """Puts a chunk into the folder, and the header before the first one."""
-        if not (self.folder / _HEADER).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / _HEADER, _json(self.header))
+        self.put_header()
         lines = b"".join(map(_line, chunk.records))
         tally: dict[str, Any] = {
             "first": chunk.first,
@@ -202,13 +237,6 @@ class Scores:
         if hashlib.sha256(_json(tally) + lines).hexdigest() != digest:
             raise ValueError(self._changed(number))
         return lines.splitlines()
-
-    def _is_whole(self, number: int) -> bool:
-        try:
-            self._lines(number)
-        except ValueError:
-            return False
-        return True
 
 
 _MEND = "call `score` with the same arguments, which writes it anew"

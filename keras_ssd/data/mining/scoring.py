@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,14 +18,16 @@ import tensorflow as tf
 from keras_ssd.data.folder_layout import listed
 from keras_ssd.data.mining.duplicates import DETECTORS, sha256_of
 from keras_ssd.data.mining.evaluation import Evaluation, Index
-from keras_ssd.data.mining.pools import Pool, Record, check_image
-from keras_ssd.data.mining.records import Scored
+from keras_ssd.data.mining.pools import Pool, check_image
+from keras_ssd.data.mining.records import Record, Scored
 from keras_ssd.data.mining.scorer import Answers, Scorer
 from keras_ssd.data.mining.scores import SCHEMA, Chunk, Scores
+from keras_ssd.data.mining.sharing import Share
 from keras_ssd.data.splits import Splits
 from keras_ssd.teacher import FrozenTeacher
 
 CHUNK = 4_096  # images in a file: what a kill loses at most
+_A_WHILE = 0.5  # seconds between two looks at what others are writing
 
 _Item = TypeVar("_Item")
 
@@ -63,6 +66,13 @@ def score(
     it is whole. The same call goes on where another one was interrupted, by Ctrl-C or a kill, and
     comes to the same bytes; files that were cut off are written anew. Once all is there, it returns
     at once.
+
+    Several processes that make the same call with the same folder share the work, on hosts with a
+    common file system, too: each claims the next file that nobody is at, and all return when all
+    are there, with what one alone comes to. They may start and end when they like; of one that is
+    killed the others take over the file that it was at. Claims need a file system whose locks
+    reach all hosts (NFS version 4, Lustre with `flock`): without, give each host a folder and a
+    shard of the pool, and `select` all folders.
 
     Scores are a function of the image: neither the order of the pool nor how it is split into
     shards matters. On a CPU the batch size did not either, to the last digit, in any network that
@@ -121,14 +131,31 @@ def score(
         embedding=evaluation.compares_embeddings,
     )
     names = _class_names(class_names, target, scorer)
-    header = {
+    header = _header(scorer, names, pool, evaluation) | {
+        "temperature": float(temperature),
+        "classes_per_image": int(classes_per_image),
+    }
+    scores = Scores.made_with(folder, header)
+    missing = scores.missing()
+    _check_order(pool, scores, set(range(scores.count)) - set(missing))
+    if missing:
+        theirs = fill(scores, missing, pool, scorer, evaluation.index(scorer), verbose)
+        scores.put_header()
+        _check_order(pool, scores, theirs)
+    _warn_of_unreadable(pool, scores)
+    return scores
+
+
+def _header(
+    scorer: Scorer, names: list[str] | None, pool: Pool, evaluation: Evaluation
+) -> dict[str, Any]:
+    """What decides the scores, but for numbers that the user gave."""
+    return {
         "schema": SCHEMA,
         "scorer": scorer.name,
         "scorer_digest": scorer.digest,
         "num_classes": scorer.num_classes,
         "class_names": names,
-        "temperature": float(temperature),
-        "classes_per_image": int(classes_per_image),
         "preprocessing": scorer.preprocessing,
         "pool_name": pool.name,
         "pool_size": pool.size,
@@ -139,43 +166,56 @@ def score(
         "detectors": evaluation.detectors,
         "chunk": CHUNK,
     }
-    scores = Scores.made_with(folder, header)
-    missing = scores.missing()
-    _check_order(pool, scores, missing)
-    if missing:
-        fill(scores, missing, pool, scorer, evaluation.index(scorer), verbose)
-    _warn_of_unreadable(pool, scores)
-    return scores
 
 
 def fill(
     scores: Scores,
-    missing: Sequence[int],
+    missing: Collection[int],
     pool: Pool,
     scorer: Scorer,
     index: Index,
     verbose: int = 0,
-) -> None:
-    """Writes the chunks that are missing."""
-    start, left = time.perf_counter(), sum(_images_in(number, pool) for number in missing)
-    done = pool.size - left
+) -> set[int]:
+    """Writes the chunks that are missing; returns those that other processes wrote meanwhile."""
+    start, scored = time.perf_counter(), 0
     progress = keras.utils.Progbar(pool.size, unit_name="image") if verbose else None
-    answered = (
-        (batch, scorer(batch.images, len(batch.readable)))
-        for batch in ahead(batches(pool, missing, scorer))
-    )
-    chunk: Chunk | None = None
-    for batch, answers in ahead(answered):
-        chunk = chunk or Chunk(batch.first)
-        _add(chunk, batch, answers, index)
-        if batch.ends_chunk:
-            scores.write(batch.chunk, chunk)
-            chunk = None
-        done += len(batch.readable) + len(batch.unreadable)
-        if progress is not None:
-            progress.update(done)
+    with Share(scores, missing) as share:
+        while share.left:
+            scored += _fill_what_is_free(share, pool, scorer, index, progress)
+            if share.left:
+                time.sleep(_A_WHILE)
+                share.look()
+                if progress is not None:
+                    progress.update(_images_there(share, pool, None))
     if verbose:
-        _tell(pool, scores, left / (time.perf_counter() - start))
+        _tell(pool, scores, scored / (time.perf_counter() - start))
+    return share.theirs
+
+
+def _fill_what_is_free(
+    share: Share, pool: Pool, scorer: Scorer, index: Index, progress: Any
+) -> int:
+    """Writes one chunk after the other until none is free; returns the number of their images."""
+    scored, chunk = 0, None
+    with contextlib.closing(ahead(batches(pool, share, scorer))) as some:
+        answered = ((batch, scorer(batch.images, len(batch.readable))) for batch in some)
+        with contextlib.closing(ahead(answered)) as both:
+            for batch, answers in both:
+                chunk = chunk or Chunk(batch.first)
+                _add(chunk, batch, answers, index)
+                scored += len(batch.readable) + len(batch.unreadable)
+                if batch.ends_chunk:
+                    share.put(batch.chunk, chunk)
+                    chunk = None
+                if progress is not None:
+                    progress.update(_images_there(share, pool, chunk))
+    return scored
+
+
+def _images_there(share: Share, pool: Pool, chunk: Chunk | None) -> int:
+    """The images that all processes have scored, and those of a chunk that is being filled."""
+    there = pool.size - sum(_images_in(number, pool) for number in list(share.left))
+    return there if chunk is None else there + chunk.seen + len(chunk.unreadable)
 
 
 def _add(chunk: Chunk, batch: Batch, answers: Answers, index: Index) -> None:
@@ -203,21 +243,26 @@ def _add(chunk: Chunk, batch: Batch, answers: Answers, index: Index) -> None:
             chunk.duplicates[match.detector] = chunk.duplicates.get(match.detector, 0) + 1
 
 
-def batches(pool: Pool, chunks: Sequence[int], scorer: Scorer) -> Iterator[Batch]:
-    """The images of some chunks in batches, none of which reaches into another chunk."""
-    for run in _runs(chunks):
-        records = pool.read(run[0] * CHUNK)
-        for number in run:
-            left = _images_in(number, pool)
-            while left:
-                some = list(itertools.islice(records, min(left, scorer.rows)))
-                if not some:
-                    raise ValueError(
-                        f"The pool {pool.name!r} must hold the {pool.size:,} images of its `size`, "
-                        f"got none after {number * CHUNK + _images_in(number, pool) - left:,}."
-                    )
-                left -= len(some)
-                yield _batch(number, left == 0, some, scorer)
+def batches(pool: Pool, share: Share, scorer: Scorer) -> Iterator[Batch]:
+    """The images of the chunks that are free in batches, none of which reaches into another chunk.
+
+    A chunk is claimed before the first of its images is read.
+    """
+    records: Iterator[Record] = iter(())
+    following = -1
+    while (number := share.take(following)) is not None:
+        if number != following:
+            records = pool.read(number * CHUNK)
+        following, left = number + 1, _images_in(number, pool)
+        while left:
+            some = list(itertools.islice(records, min(left, scorer.rows)))
+            if not some:
+                raise ValueError(
+                    f"The pool {pool.name!r} must hold the {pool.size:,} images of its `size`, "
+                    f"got none after {number * CHUNK + _images_in(number, pool) - left:,}."
+                )
+            left -= len(some)
+            yield _batch(number, left == 0, some, scorer)
 
 
 def _batch(chunk: int, ends_chunk: bool, records: list[Record], scorer: Scorer) -> Batch:
@@ -237,13 +282,7 @@ def _images_in(chunk: int, pool: Pool) -> int:
     return min(CHUNK, pool.size - chunk * CHUNK)
 
 
-def _runs(numbers: Iterable[int]) -> Iterator[list[int]]:
-    """Numbers that follow on one another, together."""
-    for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
-        yield [number for _, number in run]
-
-
-def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+def ahead(items: Iterator[_Item]) -> Generator[_Item, None, None]:
     """The same items, the next one made in a thread while one is used."""
     end: Any = object()
     with ThreadPoolExecutor(1) as thread:
@@ -264,17 +303,17 @@ def _first_size(pool: Pool) -> tuple[int, int]:
     )
 
 
-def _check_order(pool: Pool, scores: Scores, missing: Collection[int]) -> None:
+def _check_order(pool: Pool, scores: Scores, there: Collection[int]) -> None:
     """Refuses another shard, or another order: the last chunk that is there tells."""
-    there = sorted(set(range(scores.count)) - set(missing))
     if not there:
         return
-    first = next((record.id for record in pool.read(there[-1] * CHUNK)), None)
-    noted = scores.tally(there[-1])["first"]
+    last = max(there)
+    first = next((record.id for record in pool.read(last * CHUNK)), None)
+    noted = scores.tally(last)["first"]
     if first != noted:
         raise ValueError(
             f"{str(scores.folder)!r} holds scores of another shard or order of the pool "
-            f"{pool.name!r} (image {there[-1] * CHUNK:,} is {noted!r} there and {first!r} now): "
+            f"{pool.name!r} (image {last * CHUNK:,} is {noted!r} there and {first!r} now): "
             "give another folder."
         )
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from data.image_bytes import png
 from data.photo_folders import write
-from keras_ssd.data.mining import pools
+from keras_ssd.data.mining import pools, prepared_pool
 from keras_ssd.data.mining.pools import array_pool, check_image, open_pool
 
 
@@ -50,8 +50,8 @@ def test_labels_are_not_needed(prepare):
 
 @pytest.mark.parametrize("sizes", [(4, 4, 3), (None, None, 3)])
 def test_more_images_than_are_decoded_at_once(prepare, monkeypatch, sizes):
-    monkeypatch.setattr(pools, "_MOST_DECODED", 4)
-    monkeypatch.setattr(pools, "_DECODED_OF_ANY_SIZE", 4)
+    monkeypatch.setattr(prepared_pool, "_MOST_DECODED", 4)
+    monkeypatch.setattr(prepared_pool, "_DECODED_OF_ANY_SIZE", 4)
     records = list(open_pool("tiny", data_dir=prepare({"train": 21}, image_shape=sizes)).read())
     assert first_pixels(records) == list(range(21))
     assert ids(records) == rows_of(range(21))
@@ -90,7 +90,7 @@ def test_what_is_not_read_is_not_decoded(prepare, monkeypatch):
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         return tf.ensure_shape(tf.numpy_function(noted, [image], tf.uint8), (None, None, 3))
 
-    monkeypatch.setattr(pools, "decoded", decoded)
+    monkeypatch.setattr(prepared_pool, "decoded", decoded)
     pool = open_pool("tiny", data_dir=prepare({"train": 20}, shards=3))
     list(pool.shard(1, 3).read(2))
     assert sorted(seen) == [7, 10, 13, 16, 19]
@@ -117,7 +117,7 @@ def with_broken_images(folder, broken, count=20, shards=2):
 @pytest.mark.parametrize("broken", [[0], [19], [3, 4, 5, 6, 7], [0, 1, 10, 18, 19], range(20)])
 @pytest.mark.parametrize("start", [0, 4])
 def test_images_that_cannot_be_decoded(tmp_path, monkeypatch, broken, start):
-    monkeypatch.setattr(pools, "_MOST_DECODED", 4)
+    monkeypatch.setattr(prepared_pool, "_MOST_DECODED", 4)
     pool = open_pool("tiny", data_dir=with_broken_images(tmp_path, broken))
     records = list(pool.read(start))
     assert ids(records) == rows_of(range(start, 20))

@@ -265,7 +265,7 @@ def test_a_function_as_preprocessing():
 
 def test_batch_statistics_are_refused():
     teacher = ssd.freeze(network(), batch_norm="batch")
-    with pytest.raises(ValueError, match=r"must run in inference mode to score images, .*'batch'"):
+    with pytest.raises(ValueError, match=r"must run in inference mode, got .*'batch'"):
         scorer(teacher)
 
 

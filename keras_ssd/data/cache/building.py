@@ -1,0 +1,107 @@
+"""Fills a folder of stored outputs; processes that do the same share it without a coordinator."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+
+from keras_ssd.data.cache.answers import Answers
+from keras_ssd.data.cache.forms import Form, check_storable
+from keras_ssd.data.cache.store import WAIT, Store
+from keras_ssd.data.training import Training
+
+
+class Building:
+    """What computes the shards of a store.
+
+    The images are numbered in the order of their files, which is that of `rows`, sorted: so a shard
+    is read in one piece.
+
+    Args:
+        store: The folder.
+        answers: The teacher.
+        forms: How its outputs are stored.
+        training: The images.
+        draws: Float32 `[augmentations, n, num_draws]`, by place.
+        batch_size: Images in a batch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        answers: Answers,
+        forms: dict[str, Form],
+        training: Training,
+        draws: np.ndarray,
+        batch_size: int,
+    ) -> None:
+        self._store, self._answers, self._forms = store, answers, forms
+        self._batch_size, self._draws = batch_size, draws
+        self._places = np.argsort(training.rows, kind="stable")
+        self._rows = training.rows[self._places]
+        numbers = np.full(training.images.size, -1, "int32")
+        numbers[self._rows] = np.arange(len(self._rows))
+        self._images = training.images.relabeled(numbers)
+
+    def fill(self, missing: Sequence[int], verbose: int) -> None:
+        """Writes the missing shards, but those that other processes write; returns when all are.
+
+        Each process begins somewhere else. What a killed one leaves is taken up by another.
+        """
+        self._store.write_header()
+        progress = keras.utils.Progbar(len(self._rows), unit_name="image") if verbose else None
+        left = [*missing[(start := _start(len(missing))) :], *missing[:start]]
+        done = len(self._rows) - sum(len(self._store.images_of(number)) for number in left)
+        while left:
+            waiting = []
+            for number in left:
+                if not self._written(number):
+                    waiting.append(number)
+                    continue
+                done += len(self._store.images_of(number))
+                if progress is not None:
+                    progress.update(done)
+            if waiting == left:
+                time.sleep(WAIT)
+            left = waiting
+
+    def _written(self, number: int) -> bool:
+        """Whether a shard is there now."""
+        if self._store.is_there(number):
+            return True
+        with self._store.claimed(number) as mine:
+            if not mine:
+                return False
+            if not self._store.is_there(number):
+                self._store.write(number, self._parts(number))
+        return True
+
+    def _parts(self, number: int) -> Iterator[dict[str, np.ndarray]]:
+        """The images of a shard in order, a batch at a time, as they are stored."""
+        numbers = self._store.images_of(number)
+        batches = self._images.batches(self._rows[numbers.start : numbers.stop], self._batch_size)
+        first = numbers.start
+        for images, found in batches.as_numpy_iterator():
+            assert (found == np.arange(first, first + len(found))).all(), "not in the order of rows"
+            yield self._encoded(images, self._places[found])
+            first += len(found)
+
+    def _encoded(self, images: np.ndarray, places: np.ndarray) -> dict[str, np.ndarray]:
+        """By field `[images, augmentations, ...]`."""
+        said = [self._answers(images, draws[places]) for draws in self._draws]
+        arrays = {}
+        for name, form in self._forms.items():
+            values = np.stack([outputs[name] for outputs in said], axis=1)
+            check_storable(name, values, form.dtype, places)
+            for ending, array in form.encoded(values).items():
+                arrays[name + ending] = array
+        return arrays
+
+
+def _start(count: int) -> int:
+    """A place that differs between processes that start together, whose ids are neighbours."""
+    return os.getpid() * 2_654_435_761 % 2**32 * count >> 32

@@ -8,6 +8,7 @@ from keras_ssd import (
     checkpoints,
     collectives,
     data,
+    distribution,
     evaluation,
     layers,
     losses,
@@ -20,12 +21,17 @@ from keras_ssd import (
 )
 from keras_ssd.batch import Batch
 from keras_ssd.distiller import Distiller
+from keras_ssd.encoders import frozen_encoder
 from keras_ssd.export import export_student
 from keras_ssd.heads import (
+    fixed_node_embedding,
     named_outputs,
+    node_embedding_head,
     strip_heads,
     with_auxiliary_classifiers,
+    with_connector,
     with_frozen_backbone,
+    with_node_embedding,
     with_peer,
     with_projection,
 )
@@ -41,13 +47,17 @@ __all__ = [
     "checkpoints",
     "collectives",
     "data",
+    "distribution",
     "evaluation",
     "export_student",
+    "fixed_node_embedding",
     "freeze",
+    "frozen_encoder",
     "layers",
     "losses",
     "models",
     "named_outputs",
+    "node_embedding_head",
     "objectives",
     "optimizers",
     "presets",
@@ -55,7 +65,9 @@ __all__ = [
     "strip_heads",
     "views",
     "with_auxiliary_classifiers",
+    "with_connector",
     "with_frozen_backbone",
+    "with_node_embedding",
     "with_peer",
     "with_projection",
 ]

@@ -43,6 +43,7 @@ class Batch:
         student: Named outputs of the student, `[B * V, ...]` each.
         num_views: V, the number of rows an image has.
         index: The images' places in their data set, integers `[B]`, or None.
+        training: False in an evaluation, where an objective's state must stay as it is.
     """
 
     images: tf.Tensor | None
@@ -52,6 +53,7 @@ class Batch:
     student: Mapping[str, tf.Tensor]
     num_views: int
     index: tf.Tensor | None = None
+    training: bool = True
 
     def select(self, tensor: tf.Tensor, which: Rows) -> tf.Tensor:
         """Picks rows by view.

@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.distribution import is_chief
+from keras_ssd.heads.node_embedding import with_folded_classifier
 from keras_ssd.heads.taps import strip_heads
 from keras_ssd.layers.frozen_backbone import FrozenCopy
 from keras_ssd.layers.functional import is_functional
@@ -40,7 +42,8 @@ def export_student(
     while it runs, the weights of its heads are.
 
     The file is read back and compared with the student on random images before it gets its name;
-    the largest difference is printed. An earlier SavedModel at `path` is replaced only then.
+    the largest difference is printed. An earlier SavedModel at `path` is replaced only then. Of
+    several workers the chief alone writes.
 
     Args:
         distiller_or_network: A Distiller (its `student` is exported) or any built Keras model that
@@ -77,11 +80,15 @@ def export_student(
     expected = [_answer(_logits(student(batch, training=False)), outputs) for batch in batches]
     if class_names is not None:
         _check_class_names(class_names, classes=expected[0].shape[-1])
+    if not is_chief(student.distribute_strategy):
+        return path
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         new = pathlib.Path(folder, "new")
-        network = strip_heads(student) if is_functional(student) else student
+        network = student
+        if is_functional(student):
+            network = with_folded_classifier(strip_heads(student))
         _write(network, spec, outputs, class_names, new)
         loaded = tf.saved_model.load(str(new))
         difference = _verify(loaded, batches, expected, outputs, _tolerance(student))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +25,11 @@ class Views(abc.ABC):
 
     Attributes:
         num_views: V, the number of rows an image gives.
+        num_draws: Random numbers that the views of an image are made of; 0 where none are.
     """
 
     num_views: int
+    num_draws: int
 
     def __init__(self, *, flip: bool, padding: int, pad_value: float | Sequence[float]) -> None:
         if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
@@ -36,9 +40,60 @@ class Views(abc.ABC):
         self.padding = padding
         self.pad_value = np.asarray(pad_value).tolist()  # as it is written to a file
 
-    @abc.abstractmethod
     def __call__(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
-        """From images `[B, ...]` to rows `[B * V, ...]`; without a seed nothing is random."""
+        """Makes rows of the images of a replica.
+
+        Args:
+            images: `[B, height, width, channels]`, any dtype; it is kept.
+            seed: Two integers; the same seed gives the same views, an image the same ones wherever
+                it is in the global batch. None: no augmentation.
+
+        Returns:
+            `[B * V, height, width, channels]`; row `V * i + v` is view v of image i.
+
+        Raises:
+            ValueError: If the views do not fit the images.
+        """
+        if seed is None or not self.num_draws:
+            return self.apply(images)
+        # Drawn for the global batch, so that an image gets the same ones on any number of replicas.
+        start, total = replica_rows(row_count(images))
+        return self.apply(images, self.draw(total, seed)[start : start + row_count(images)])
+
+    @abc.abstractmethod
+    def apply(self, images: tf.Tensor, draws: tf.Tensor | None = None) -> tf.Tensor:
+        """Makes rows of images and of the random numbers of each.
+
+        Args:
+            images: `[B, height, width, channels]`, any dtype; it is kept.
+            draws: Float32 `[B, num_draws]` in [0, 1), as `draw` gives them. None: no augmentation.
+
+        Returns:
+            `[B * V, height, width, channels]`; row `V * i + v` is view v of image i.
+        """
+
+    def draw(self, count: tf.Tensor | int, seed: tf.Tensor | tuple[int, int]) -> tf.Tensor:
+        """Uniform numbers for images, the same ones on every machine.
+
+        Args:
+            count: The number of images.
+            seed: Two integers.
+
+        Returns:
+            Float32 `[count, num_draws]` in [0, 1).
+        """
+        # TensorFlow 2.21 draws other floats under XLA (its issue 121243), but the same integers.
+        bits = tf.random.stateless_uniform(
+            [count, self.num_draws], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+        )
+        return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) / 2**24
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these views from others: 16 digits of a digest of class and arguments."""
+        identity = [keras.saving.get_registered_name(type(self)), self.get_config()]
+        text = json.dumps(identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -48,19 +103,6 @@ class Views(abc.ABC):
     def from_config(cls, config: dict[str, Any]) -> Views:
         """The views of a `get_config`."""
         return cls(**config)
-
-    def _draw(self, images: tf.Tensor, numbers: int, seed: tf.Tensor) -> tf.Tensor:
-        """Uniform numbers `[B, numbers]` in [0, 1) of this replica's images.
-
-        They are drawn for the global batch, so that an image gets the same ones wherever it is.
-        """
-        start, total = replica_rows(row_count(images))
-        # TensorFlow 2.21 draws other floats under XLA (its issue 121243), but the same integers.
-        bits = tf.random.stateless_uniform(
-            [total, numbers], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
-        )
-        draws = tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) / 2**24
-        return draws[start : start + row_count(images)]
 
     def _crop(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         """Pads every image and cuts its own window out, as large as the image was."""
@@ -94,13 +136,15 @@ class Plain(Views):
     ) -> None:
         super().__init__(flip=flip, padding=padding, pad_value=pad_value)
         self.crop = _check_switch("crop", crop)
+        # the coin of the mirror, row and column of the window
+        self.num_draws = 3 if self.crop or self.flip else 0
 
-    def __call__(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+    def apply(self, images: tf.Tensor, draws: tf.Tensor | None = None) -> tf.Tensor:
         """Augments images.
 
         Args:
             images: `[B, height, width, channels]`, any dtype; it is kept.
-            seed: Two integers; the same seed gives the same views. None: no augmentation.
+            draws: Float32 `[B, num_draws]` in [0, 1). None: no augmentation.
 
         Returns:
             `[B, height, width, channels]`.
@@ -108,9 +152,8 @@ class Plain(Views):
         Raises:
             ValueError: If `pad_value` does not fit the images.
         """
-        if seed is None or not (self.crop or self.flip):
+        if draws is None:
             return images
-        draws = self._draw(images, 3, seed)
         if self.flip:
             images = _flip(images, draws[:, 0])
         return self._crop(images, draws[:, 1:]) if self.crop else images
@@ -151,13 +194,15 @@ class Rotations(Views):
         if crop not in ("each", "shared", None):
             raise ValueError(f'`crop` must be "each", "shared" or None, got {crop!r}.')
         self.crop = crop
+        # the coin of the mirror, row and column of each of four windows
+        self.num_draws = 9 if self.crop or self.flip else 0
 
-    def __call__(self, images: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+    def apply(self, images: tf.Tensor, draws: tf.Tensor | None = None) -> tf.Tensor:
         """Turns (and augments) images.
 
         Args:
             images: `[B, side, side, channels]`, any dtype; it is kept.
-            seed: Two integers; the same seed gives the same views. None: no augmentation.
+            draws: Float32 `[B, num_draws]` in [0, 1). None: no augmentation.
 
         Returns:
             `[4 * B, side, side, channels]`; row `4 * i + v` is view v of image i.
@@ -171,9 +216,8 @@ class Rotations(Views):
                 f"Rotations need square images of a known size, got {height} x {width}: crop or "
                 "resize them in the input pipeline."
             )
-        if seed is None:
+        if draws is None:
             return _quarter_turns(images)
-        draws = self._draw(images, 9, seed)
         if self.flip:
             images = _flip(images, draws[:, 0])
         if self.crop == "shared":

@@ -31,7 +31,7 @@ SMALLER = {
     r"\bepochs=\d+(?! \+)": "epochs=1",
     r"min_score=0\.2": "min_score=0.0",  # of a teacher that knows nothing
     r"target=data\)": "target=data, detectors=[])",  # digits look alike
-    r"tf\.distribute\.MirroredStrategy\(\)": "two_replicas",  # a process can have only one
+    r'ssd\.distribution\.get_strategy\("mirrored"\)': "two_replicas",  # a process can have only one
 }
 
 
@@ -152,7 +152,7 @@ def test_code_runs(page, folder, request):
         request.getfixturevalue("heap")
     if "load_torch_weights(" in PAGES[page]:
         request.getfixturevalue("downloads")
-    if "MirroredStrategy()" in PAGES[page]:
+    if 'get_strategy("mirrored")' in PAGES[page]:
         names["two_replicas"] = request.getfixturevalue("two_replicas")
     if page == "README.md":  # which calls the reader's own classifier so
         names["big_network"] = big_network()
@@ -206,8 +206,9 @@ def check_python(words):
         return
     script = ROOT / words[0]
     source = script.read_text()
-    if "from experiment import" in source:  # which defines the flags of several scripts
-        source += script.with_name("experiment.py").read_text()
+    for shared in ("experiment", "strategy"):  # which define flags of several scripts
+        if f"from {shared} import" in source:
+            source += script.with_name(f"{shared}.py").read_text()
     for word in words[1:]:
         if word.startswith("--"):
             flag = word[2:].partition("=")[0]
@@ -233,6 +234,7 @@ def check_extras(words):
         ("docs/methods/combined.md", "combined_teacher"),
         ("docs/methods/combined.md", "combined"),
         ("docs/methods/ssld.md", "ssld"),
+        ("docs/methods/ega.md", "ega"),
     ],
 )
 def test_tables_of_arguments_are_those_of_the_preset(page, preset):

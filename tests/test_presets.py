@@ -7,6 +7,7 @@ from keras_ssd.objectives import (
     AuxiliaryLabels,
     AuxiliaryTransfer,
     ContrastivePretext,
+    EmbeddingGraph,
     HardLabels,
     Mutual,
     SelectiveSoftLabels,
@@ -227,17 +228,50 @@ SPELLED_OUT = {  # name: (preset, objectives, views)
         ],
         Rotations(crop="shared", flip=False, **PADDED),
     ),
+    "ega": (
+        presets.ega(),
+        [HardLabels(1.0), EmbeddingGraph(0.8, 0.24)],
+        Plain(crop=True, flip=True, padding=4, pad_value=0),
+        Plain(crop=True, flip=True, padding=4, pad_value=0),
+        [HardLabels(1.0)],
+    ),
+    "ega, changed": (
+        presets.ega(
+            labels_weight=0.5,
+            node_weight=1.0,
+            edge_weight=0.3,
+            shared_view=True,
+            crop=False,
+            flip=False,
+            **PADDED,
+        ),
+        [HardLabels(0.5), EmbeddingGraph(1.0, 0.3)],
+        Plain(crop=False, flip=False, **PADDED),
+        None,
+        [HardLabels()],
+    ),
+    "ega, head of before": (
+        presets.ega(train_teacher_head=False),
+        [HardLabels(), EmbeddingGraph()],
+        Plain(crop=True, flip=True),
+        Plain(crop=True, flip=True),
+        [],
+    ),
 }
 
 
 def described(thing):
-    return type(thing), thing.get_config()
+    return thing and (type(thing), thing.get_config())
 
 
 @pytest.mark.parametrize("name", SPELLED_OUT)
 def test_a_preset_is_its_objectives_spelled_out(name):
-    preset, objectives, views = SPELLED_OUT[name]
-    assert list(preset) == ["objectives", "views"]
+    preset, objectives, views, *teachers = SPELLED_OUT[name]
+    assert list(preset)[:2] == ["objectives", "views"]
+    assert list(preset)[2:] == (["teacher_views", "teacher_objectives"] if teachers else [])
+    if teachers:
+        assert [described(preset["teacher_views"])] == [described(teachers[0])]
+        assert [*map(described, preset["teacher_objectives"])] == [*map(described, teachers[1])]
     assert [described(each) for each in preset["objectives"]] == list(map(described, objectives))
     assert described(preset["views"]) == described(views)
 
@@ -259,8 +293,7 @@ def inside(objectives):
 
 
 def test_every_preset_is_spelled_out():
-    functions = inspect.getmembers(presets, inspect.isfunction)
-    names = [name for name, function in functions if function.__module__ == presets.__name__]
+    names = presets.__all__
     for name in names:
         assert {name, f"{name}, changed"} <= SPELLED_OUT.keys()
-    assert len(names) == 10
+    assert len(names) == 11

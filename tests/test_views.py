@@ -204,6 +204,35 @@ def test_compiled_views_are_the_eager_ones(name, known):
     assert rows == [4 * views.num_views if known else None, 8, 8, 3]
 
 
+@pytest.mark.parametrize("views", AUGMENTED.values(), ids=AUGMENTED)
+def test_views_of_a_seed_are_those_of_its_draws(views):
+    images = some_images(16)
+    draws = views.draw(16, SEED)
+    assert (draws.shape, draws.dtype) == ([16, views.num_draws], tf.float32)
+    rows = views.apply(images, draws if views.num_draws else None)
+    np.testing.assert_array_equal(rows, views(images, SEED))
+    places = [3, 9, 4]
+    chosen = tf.gather(draws, places) if views.num_draws else None
+    some = views.apply(tf.gather(images, places), chosen)
+    by_image = np.reshape(rows, [16, views.num_views, 8, 8, 3])
+    np.testing.assert_array_equal(np.reshape(some, by_image[places].shape), by_image[places])
+
+
+def test_numbers_are_drawn_where_views_are_random():
+    fixed = [Plain(), Rotations(None, flip=False)]
+    assert [views.num_draws for views in fixed] == [0, 0]
+    assert [views.num_draws for views in (Plain(True), Plain(flip=True))] == [3, 3]
+    assert [views.num_draws for views in (Rotations(), Rotations(None))] == [9, 9]
+
+
+def test_a_fingerprint_is_that_of_class_and_arguments():
+    views = [*AUGMENTED.values(), Plain(), Plain(True, padding=3), Rotations(None, flip=False)]
+    fingerprints = [one.fingerprint for one in views]
+    assert len(set(fingerprints)) == len(views)
+    again = [type(one).from_config(one.get_config()).fingerprint for one in views]
+    assert again == fingerprints
+
+
 # Padding
 
 
@@ -244,7 +273,7 @@ def test_the_dtype_is_kept(views, dtype):
 @pytest.mark.parametrize(
     "views",
     [*AUGMENTED.values(), Plain(True, padding=1, pad_value=[-1.5, 0, 2]), Plain(pad_value=2)],
-    ids=str,
+    ids=[*AUGMENTED, "black of each channel", "another black"],
 )
 def test_serialisation(views):
     read = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(views))

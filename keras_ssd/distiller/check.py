@@ -11,12 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.batch import Batch, auxiliary_names
-from keras_ssd.distiller import preflight
-from keras_ssd.distiller.diagnosis import is_chance, teacher_findings
+from keras_ssd.distiller.diagnosis import is_chance, teacher_findings, value_findings
 from keras_ssd.distiller.guard import are_probabilities
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.report import CheckReport, NetworkFacts, TermFacts
 from keras_ssd.distiller.steps import RehearsedTerm, Steps
+from keras_ssd.distiller.teacher_head import is_trained
 from keras_ssd.layers.structure import (
     compute_dtypes,
     flat_layers,
@@ -55,13 +55,13 @@ def report_on(distiller: Steps, data: Any, steps_per_epoch: int | None) -> Check
     terms, loss, gradient = _terms(rehearsed)
     findings = list(_unusable(images))
     comparable = "teacher" in scores and scores["teacher"].shape == scores["student"].shape
-    if comparable and labels is not None and not findings:
+    if comparable and labels is not None and not findings and not is_trained(distiller):
         findings += teacher_findings(scores["teacher"], labels, running, images)
     findings += _value_findings(distiller.student, running, images, networks)
     findings += _score_findings(scores)
     findings += _projection_findings(distiller, batch)
     findings += _auxiliary_findings(distiller, batch)
-    findings += _batch_findings(distiller, inputs, int(counted.sum()))
+    findings += _batch_findings(distiller, int(counted.sum()))
     findings += _term_findings(terms, rehearsed)
     findings += _untaught(distiller.student, rehearsed)
     agreement = None
@@ -198,7 +198,7 @@ def _value_findings(
     networks: Sequence[NetworkFacts],
 ) -> Iterator[str]:
     """Values that a network does not expect, or that its own constants do not normalise."""
-    findings = preflight.value_findings(images, student, teacher)
+    findings = value_findings(images, student, teacher)
     yield from findings.values()
     for facts in networks:
         if facts.part in findings or not facts.standardizes or facts.seen is None:
@@ -278,14 +278,8 @@ def _auxiliary_findings(distiller: Steps, batch: Batch) -> Iterator[str]:
         )
 
 
-def _batch_findings(distiller: Steps, inputs: Inputs, images: int) -> Iterator[str]:
+def _batch_findings(distiller: Steps, images: int) -> Iterator[str]:
     """A batch that does not fit what is done with it."""
-    views = distiller.views
-    if inputs.teacher is not None and (views.flip or getattr(views, "crop", None)):
-        yield (
-            "The teacher's outputs are stored for the images as they are, and the views crop or "
-            "flip them: turn that off, as in `presets.kd(crop=False, flip=False)`."
-        )
     comparing = [objective.name for objective in distiller.objectives if objective.compares_images]
     if comparing and images < _FEW_IMAGES:
         yield (

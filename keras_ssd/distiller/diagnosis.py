@@ -1,4 +1,4 @@
-"""What a batch of labelled images says of a teacher: is it trained, for these images and labels?"""
+"""What a batch says of networks: is the teacher trained for it, do the values fit them?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.layers.frozen_backbone import FrozenCopy
-from keras_ssd.layers.structure import normalization_of
+from keras_ssd.layers.image_preprocessing import ImagePreprocessing
+from keras_ssd.layers.structure import normalization_of, takes_raw_images
 from keras_ssd.teacher import FrozenTeacher
 
 # A finding of chance would be one in a hundred batches; of several candidates one in a thousand.
@@ -174,3 +175,38 @@ def _tail(trials: int, successes: int, chance: float) -> float:
         for k in range(successes, trials + 1)
     )
     return sum(map(math.exp, logs))
+
+
+def value_findings(
+    images: np.ndarray, student: keras.Model, teacher: FrozenTeacher | None
+) -> dict[str, str]:
+    """Sentences, by part, on values of the images that do not fit what a network expects.
+
+    Args:
+        images: `[few, height, width, channels]`.
+        student: The student.
+        teacher: The teacher that runs, or None.
+    """
+    networks: dict[str, Any] = {"student": student}
+    if teacher is not None and isinstance(teacher.preprocessing, ImagePreprocessing):
+        networks["teacher"] = teacher.preprocessing
+    elif teacher is not None and teacher.preprocessing is None:
+        networks["teacher"] = teacher.model
+    if images.size == 0:
+        return {}
+    low, high = float(images.min()), float(images.max())
+    findings = {}
+    for part, network in networks.items():
+        raw = takes_raw_images(network)
+        if raw is True and (low < 0 or high <= 2):
+            findings[part] = (
+                f"The {part} {network.name!r} normalises raw images (0..255) itself, but the "
+                f"images lie in {low:.4g}..{high:.4g}: give raw images, or build it without `mean` "
+                "and `std`."
+            )
+        elif raw is False and low >= 0 and high > 20:
+            findings[part] = (
+                f"The {part} {network.name!r} has no layer that normalises, but the images lie in "
+                f"{low:.4g}..{high:.4g}: build it with `data.info`, or normalise the images."
+            )
+    return findings

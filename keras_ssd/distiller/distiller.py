@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,24 +10,33 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssd.callbacks import followed
-from keras_ssd.distiller import preflight, saving
+from keras_ssd.callbacks import followed, of_this_worker
+from keras_ssd.distiller import preflight
 from keras_ssd.distiller.check import report_on
+from keras_ssd.distiller.diagnosis import value_findings
 from keras_ssd.distiller.first_batch import first_batch, num_batches
 from keras_ssd.distiller.guard import plain_sentences
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.report import CheckReport
-from keras_ssd.distiller.steps import Steps
+from keras_ssd.distiller.saving import Hidden, Saved
+from keras_ssd.distiller.teacher_head import (
+    check_apart,
+    check_outputs,
+    check_training,
+    checked_head,
+    is_trained,
+    outputs_with_head,
+    shown_name,
+)
 from keras_ssd.distiller.trackers import RESERVED, Trackers
-from keras_ssd.export import export_student
-from keras_ssd.heads import strip_heads
+from keras_ssd.distribution import check_strategy, take_from_chief, warn_if_alone
 from keras_ssd.objectives import Objective
-from keras_ssd.teacher import FrozenTeacher, check_batch_norm, freeze
+from keras_ssd.teacher import FrozenTeacher, check_batch_norm, freeze, known_outputs
 from keras_ssd.views import Plain, Views
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-class Distiller(Steps):
+class Distiller(Saved):
     """Trains a student with objectives that may read a frozen teacher, inside Keras' own `fit`.
 
     A step makes views of the batch, runs the teacher (outside the tape) and the student once each
@@ -39,7 +47,8 @@ class Distiller(Steps):
     of plain images that both networks put into one class) and those given to `compile`.
     `evaluate` makes one student forward an image and shows `loss` (cross-entropy of the plain
     logits, plus `compile(loss=)` and the student's own losses) and the compiled metrics. `predict`
-    gives the plain logits.
+    gives the plain logits. The terms that train a teacher's head are shown as `teacher_...` and are
+    no part of `loss`.
 
     Inputs: `x` is images `[B, height, width, channels]`, or a dict with `image` and optionally
     `index` and `teacher` (named outputs that were stored: then no teacher runs). `y` is integers
@@ -57,6 +66,15 @@ class Distiller(Steps):
         objectives: Objectives with different names.
         views: `Plain` or `Rotations`. Default: `Plain()`, no augmentation.
         teacher_preprocessing: Layer, model or function from these images to the teacher's input.
+        teacher_views: Views of the teacher's own, as many as the student's, drawn independently of
+            them. Default: the teacher sees what the student sees.
+        teacher_head: A functional Keras model from outputs of the teacher (each input is named like
+            the one that it takes; a single input may take the only one) to more named outputs. To
+            the student's objectives its outputs are constants. It is saved with the Distiller.
+        teacher_objectives: The terms that train the head, with `compile(teacher_optimizer=)`, in
+            the same steps as the student. What they call the student is the head; its outputs
+            stand beside those of the teacher. Without any, and where no objective of the student
+            has `trains_teacher_head`, the head stays as it is and runs in inference mode.
         teacher_batch_norm: How the teacher runs in a training step; an evaluation and `check`'s
             comparisons run it in inference mode. None: `"inference"`, or as a `FrozenTeacher` was
             frozen.
@@ -85,23 +103,35 @@ class Distiller(Steps):
         views: Views | None = None,
         *,
         teacher_preprocessing: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        teacher_views: Views | None = None,
+        teacher_head: keras.Model | None = None,
+        teacher_objectives: Sequence[Objective] = (),
         teacher_batch_norm: str | None = None,
         seed: int = 0,
         name: str = "distiller",
     ) -> None:
+        check_strategy(tf.distribute.get_strategy())
         student = preflight.checked_student(student)
         preflight.check_objectives(objectives, RESERVED)
         preflight.check_untrained(objectives, student)
         views = Plain() if views is None else views
-        preflight.check_views(views)
+        preflight.check_views(views, teacher_views)
+        teacher_head = checked_head(teacher_head)
+        check_apart(teacher_head, student)
+        check_training(teacher_head, objectives, teacher_objectives, RESERVED)
         # autocast=False: float images must reach the networks' own normalisation in full precision.
         # The policy: Keras scales the loss of a model whose own policy is mixed_float16 alone.
         policy = "mixed_float16" if preflight.uses_float16(student) else student.dtype_policy
         super().__init__(name=name, dtype=policy, autocast=False)
         self.student = student
         self.objectives = tuple(objectives)
-        self.objective_states = [o.state for o in objectives if o.state is not None]
         self.views = views
+        self.teacher_views = teacher_views
+        self.teacher_head = teacher_head
+        self.teacher_objectives = tuple(teacher_objectives)
+        self.teacher_optimizer = None
+        everyone = (*self.objectives, *self.teacher_objectives)
+        self.objective_states = [one.state for one in everyone if one.state is not None]
         self.seed = int(seed)
         self.evaluate_views = False
         self._trackers = None
@@ -127,6 +157,7 @@ class Distiller(Steps):
             ValueError: If the teacher does not fit the student, the objectives or an argument.
         """
         check_batch_norm(teacher, teacher_batch_norm)
+        preflight.check_preprocessing(teacher, teacher_preprocessing)
         with self.distribute_strategy.scope():
             frozen = (
                 None
@@ -137,13 +168,9 @@ class Distiller(Steps):
             )
         if frozen is not None and frozen.preprocessing is None:
             preflight.check_one_input("teacher", frozen.model)
-        outputs = None if frozen is None else preflight.known_outputs(frozen.model)
-        preflight.check_outputs(
-            self.objectives,
-            self.views.num_views,
-            outputs,
-            preflight.known_outputs(self.student),
-        )
+        outputs = None if frozen is None else frozen.outputs
+        with_head = outputs_with_head(self.teacher_head, outputs)
+        check_outputs(self, outputs, with_head, known_outputs(self.student))
         if frozen is not None:
             preflight.warn_if_teacher_is_smaller(frozen, self.student)
         self.teacher = frozen
@@ -157,6 +184,7 @@ class Distiller(Steps):
         metrics: Any = None,
         weighted_metrics: Any = None,
         *,
+        teacher_optimizer: str | keras.optimizers.Optimizer | None = None,
         evaluate_views: bool = False,
         run_eagerly: bool = False,
         steps_per_execution: int = 1,
@@ -172,6 +200,8 @@ class Distiller(Steps):
                 unlabeled ones counting 0.
             metrics: Fed with labels and plain logits; unlabeled images are left out.
             weighted_metrics: The same, weighted by `sample_weight`.
+            teacher_optimizer: Any Keras optimizer, for the teacher's head where it is trained; its
+                learning rate is its own, and no callback of Keras changes it.
             evaluate_views: Evaluate with views, teacher and objectives, without augmentation. What
                 pretext training needs, where the logits do not change.
             run_eagerly: As in Keras.
@@ -183,14 +213,17 @@ class Distiller(Steps):
             ValueError: If a combination cannot be honoured.
         """
         preflight.check_loss(loss)
+        preflight.check_optimizers(optimizer, teacher_optimizer, is_trained(self))
         with self.distribute_strategy.scope():
             optimizer = keras.optimizers.get(optimizer)
-        preflight.check_scope("optimizer", optimizer.variables, self.distribute_strategy)
+            teacher_optimizer = keras.optimizers.get(teacher_optimizer)
         replicas = self.distribute_strategy.num_replicas_in_sync
-        if replicas > 1:
-            preflight.refuse_across_replicas(
-                replicas, optimizer, loss, jit_compile, steps_per_execution
-            )
+        for one in filter(None, (optimizer, teacher_optimizer)):
+            preflight.check_scope("optimizer", one.variables, self.distribute_strategy)
+            if replicas > 1:
+                preflight.refuse_across_replicas(
+                    replicas, one, loss, jit_compile, steps_per_execution
+                )
         self.evaluate_views = bool(evaluate_views)
         options = {
             "loss": loss,
@@ -201,7 +234,7 @@ class Distiller(Steps):
         }
         with self.distribute_strategy.scope():
             trackers = Trackers(
-                [objective.name for objective in self.objectives],
+                [one.name for one in self.objectives] + [*map(shown_name, self.teacher_objectives)],
                 preflight.diagnostic_names(self.objectives, self.student),
                 metrics,
                 weighted_metrics,
@@ -211,8 +244,9 @@ class Distiller(Steps):
             super().compile(optimizer=optimizer, **options)
             if not self.optimizer.built:
                 self.optimizer.build(self.student.trainable_variables)
+            self.teacher_optimizer = self._prepared(teacher_optimizer, auto_scale_loss)
         self._trackers = trackers
-        self._compile_arguments = saving.Hidden(
+        self._compile_arguments = Hidden(
             {
                 **options,
                 "metrics": metrics,
@@ -220,6 +254,19 @@ class Distiller(Steps):
                 "evaluate_views": evaluate_views,
             }
         )
+
+    def _prepared(
+        self, optimizer: keras.optimizers.Optimizer | None, auto_scale_loss: bool
+    ) -> keras.optimizers.Optimizer | None:
+        """The optimizer of the teacher's head, built; it scales the loss of a float16 head."""
+        if optimizer is None or self.teacher_head is None:
+            return None
+        is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if auto_scale_loss and not is_scaled and preflight.uses_float16(self.teacher_head):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        if not optimizer.built:
+            optimizer.build(self.teacher_head.trainable_variables)
+        return optimizer
 
     def fit(
         self,
@@ -251,24 +298,22 @@ class Distiller(Steps):
         Raises:
             ValueError: If labels, weights, images or the teacher's absence make a step impossible.
         """
+        preflight.check_scope("student", self.student.variables, self.distribute_strategy)
+        warn_if_alone(self.distribute_strategy)
         preflight.check_fit(x, y, options.get("class_weight"))
         if check and not self._values_seen:
             self._look_at_values(x)
         if isinstance(x, tf.data.Dataset):
             options.setdefault("shuffle", False)  # Keras warns that it ignores its own default
-        callbacks = followed(callbacks, x)
+        callbacks = of_this_worker(followed(callbacks, x), self.distribute_strategy)
         self.trackers.set_modes(getattr(callbacks, "callbacks", callbacks))
         self._initial_epoch = None  # Keras would begin where an earlier `fit` was resumed
-        with plain_sentences():
-            return super().fit(
-                x,
-                y,
-                batch_size=batch_size,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=callbacks,
-                **options,
-            )
+        with plain_sentences(self.distribute_strategy):
+            history = super().fit(x, y, batch_size, epochs, verbose, callbacks=callbacks, **options)
+            # Batch normalisation on each worker has seen its own images.
+            for network in filter(None, (self.student, self.teacher_head)):
+                take_from_chief(self.distribute_strategy, network.non_trainable_variables)
+            return history
 
     def _look_at_values(self, x: Any) -> None:
         batch = first_batch(x)
@@ -277,7 +322,7 @@ class Distiller(Steps):
         inputs = Inputs.of(batch)
         teacher = self.teacher if inputs.teacher is None else None
         images = np.asarray(inputs.images)
-        for finding in preflight.value_findings(images, self.student, teacher).values():
+        for finding in value_findings(images, self.student, teacher).values():
             warnings.warn(finding, stacklevel=3)
         self._values_seen = True
 
@@ -315,14 +360,14 @@ class Distiller(Steps):
             raise ValueError("Leave the scope of the tf.distribute strategy before checking.")
         size = 32 if batch_size is None else batch_size
         batch = preflight.checked_batch(x, first_batch(x, y, sample_weight, size))
-        with plain_sentences():
+        with plain_sentences(self.distribute_strategy):
             report = report_on(self, batch, num_batches(x, size))
         print(report)
         return report
 
     def evaluate(self, *args: Any, **options: Any) -> Any:
         """Evaluates the student; arguments and result are those of `keras.Model.evaluate`."""
-        with self.trackers.evaluation(), plain_sentences():
+        with self.trackers.evaluation(), plain_sentences(self.distribute_strategy):
             return super().evaluate(*args, **options)
 
     def train_on_batch(self, *args: Any, **options: Any) -> Any:
@@ -353,63 +398,3 @@ class Distiller(Steps):
         """Starts every mean anew, shown or not."""
         for tracker in [] if self._trackers is None else self._trackers.all:
             tracker.reset_state()
-
-    def get_config(self) -> dict[str, Any]:
-        """What a `.keras` file holds of the Distiller: everything but the teacher."""
-        return saving.config(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Distiller:
-        """The Distiller of a `get_config`, without a teacher: see `set_teacher`."""
-        return cls(**saving.constructor_arguments(config, custom_objects))
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        """The arguments of `compile`, serialised."""
-        return (
-            saving.compile_config(self.optimizer, self._compile_arguments)
-            if self.compiled
-            else None
-        )
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as the saved Distiller was compiled."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
-    def save_own_variables(self, store: Any) -> None:
-        """Saves the random states of the student's layers, which Keras leaves out."""
-        saving.save_random_states(self, store)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Restores the random states of the student's layers."""
-        saving.load_random_states(self, store)
-
-    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **options: Any) -> None:
-        """Saves student, objectives, views and optimizer (`keras.Model.save`), never the teacher.
-
-        The file is written under another name and renamed, so that a save that fails leaves the
-        earlier file as it was.
-        """
-        with saving.whole_file(filepath, overwrite) as path:
-            super().save(path, overwrite=overwrite, **options)
-
-    def save_weights(
-        self, filepath: str | os.PathLike, overwrite: bool = True, **options: Any
-    ) -> None:
-        """Saves all variables (`keras.Model.save_weights`), never the teacher's; as `save` does."""
-        with saving.whole_file(filepath, overwrite) as path:
-            super().save_weights(path, overwrite=overwrite, **options)
-
-    def export(
-        self, filepath: str | os.PathLike, format: str = "tf_saved_model", **options: Any
-    ) -> None:
-        """Exports the student without its heads: `export_student`, or another format of Keras.
-
-        Args:
-            filepath: Where to.
-            format: `"tf_saved_model"`, or another format of `keras.Model.export`.
-            **options: `outputs` and `class_names` of `export_student`, or those of Keras.
-        """
-        if format == "tf_saved_model" and options.keys() <= {"outputs", "class_names"}:
-            export_student(self, filepath, **options)
-        else:
-            strip_heads(self.student).export(filepath, format=format, **options)

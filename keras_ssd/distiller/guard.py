@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_ssd.collectives import all_sum, num_replicas
 from keras_ssd.distiller import preflight
 from keras_ssd.distiller.inputs import Inputs
+from keras_ssd.distribution import lost_workers_told
 
 
 class Guard:
@@ -126,13 +127,14 @@ def _convolves_nothing(dtype: str) -> bool:
 
 
 @contextlib.contextmanager
-def plain_sentences() -> Iterator[None]:
+def plain_sentences(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """While it lasts, an assertion that fails in a graph says its sentence and no more.
 
-    TensorFlow puts it at the end of a page of places in the code.
+    TensorFlow puts it at the end of a page of places in the code. So does a worker that is lost.
     """
     try:
-        yield
+        with lost_workers_told(strategy):
+            yield
     except tf.errors.InvalidArgumentError as error:
         found = re.search(r"assertion failed: \[(.+)\]$", error.message, re.MULTILINE)
         if found is None:

@@ -9,8 +9,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_ssd.distiller.teacher_head import shown_name
 from keras_ssd.losses import at_least_float32
 from keras_ssd.teacher import named
+from keras_ssd.views import Views
 
 _NO_CLASS = tf.int32.min
 
@@ -26,6 +28,8 @@ class Inputs:
         index: Integers `[B]`, or None.
         teacher: Outputs of a teacher that ran before, `[B, ...]` each (`[B, V, ...]` with V > 1
             views an image), or None.
+        draws: Random numbers of each image that its views are made of, float32 `[B, num_draws]` by
+            the `fingerprint` of the views, or None.
     """
 
     images: tf.Tensor
@@ -33,6 +37,7 @@ class Inputs:
     sample_weight: tf.Tensor | None
     index: tf.Tensor | None
     teacher: Mapping[str, tf.Tensor] | None
+    draws: Mapping[str, tf.Tensor] | None = None
 
     @classmethod
     def of(cls, data: Any) -> Inputs:
@@ -47,7 +52,37 @@ class Inputs:
             sample_weight=None if sample_weight is None else _weights(sample_weight),
             index=rest.get("index"),
             teacher=named(rest["teacher"], "stored teacher") if "teacher" in rest else None,
+            draws=_draws(rest["draws"]) if "draws" in rest else None,
         )
+
+    def rows(self, views: Views, images: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
+        """The rows that views make of the images: of the draws that came along, or of a seed.
+
+        Raises:
+            ValueError: If the teacher's outputs were stored for other pixels than these would be.
+        """
+        if self.draws is None:
+            if self.teacher is not None and seed is not None and views.num_draws:
+                raise ValueError(
+                    f"The teacher's outputs are stored, and `{type(views).__name__}` views crop or "
+                    "flip at random, so that the student would see other pixels than the teacher "
+                    "did: store them with `data.cached_teacher(..., views=)`, or turn crop and "
+                    "flip off."
+                )
+            return views(images, seed)
+        if views.fingerprint not in self.draws:
+            raise ValueError(
+                "The draws of the data are of other views (or of other arguments of theirs) than "
+                f"the Distiller's `{type(views).__name__}`: give both the same, such as "
+                '`cached_teacher(..., views=preset["views"])`.'
+            )
+        draws = self.draws[views.fingerprint]
+        if draws.shape.rank != 2 or draws.shape[1] != views.num_draws:
+            raise ValueError(
+                f"Draws of `{type(views).__name__}` views must be [images, {views.num_draws}], got "
+                f"shape {draws.shape}: make them with `views.draw`."
+            )
+        return views.apply(images, draws if views.num_draws else None)
 
     def teacher_rows(self, num_views: int) -> dict[str, tf.Tensor]:
         """The stored teacher outputs as rows `[B * V, ...]`."""
@@ -69,11 +104,12 @@ def images_of(x: Any) -> tf.Tensor:
     if isinstance(x, Mapping):
         if "image" not in x:
             raise ValueError(f"A dict of inputs must hold `image`, got the keys {sorted(x)}.")
-        unknown = sorted(set(x) - {"image", "index", "teacher"})
+        unknown = sorted(set(x) - {"image", "index", "teacher", "draws"})
         if unknown:
             raise ValueError(
-                f"A dict of inputs holds `image`, `index` and `teacher`, got {unknown[0]!r}, too: "
-                "labels are `y`, the second of a pair (`as_supervised=True` in TFDS)."
+                "A dict of inputs holds `image`, `index`, `teacher` and `draws`, got "
+                f"{unknown[0]!r}, too: labels are `y`, the second of a pair (`as_supervised=True` "
+                "in TFDS)."
             )
         x = x["image"]
     if not hasattr(x, "shape"):
@@ -82,6 +118,15 @@ def images_of(x: Any) -> tf.Tensor:
     if shape.rank != 4:
         raise ValueError(f"Images must be [batch, height, width, channels], got shape {shape}.")
     return x
+
+
+def _draws(draws: Any) -> dict[str, tf.Tensor]:
+    if not isinstance(draws, Mapping):
+        raise ValueError(
+            "`draws` must be a dict from the `fingerprint` of views to numbers, got a "
+            f"{type(draws).__name__}: write `{{views.fingerprint: numbers}}`."
+        )
+    return dict(draws)
 
 
 def _labels(y: Any) -> tf.Tensor:
@@ -111,6 +156,40 @@ def _weights(sample_weight: Any) -> tf.Tensor:
 
 def _floats(tensor: tf.Tensor) -> tf.Tensor:
     return at_least_float32(tensor if tensor.dtype.is_floating else tf.cast(tensor, tf.float32))
+
+
+def check_inputs(distiller: Any, inputs: Inputs) -> None:
+    """Refuses a batch that lacks what a Distiller's terms read."""
+    for objective in distiller.objectives:
+        if objective.needs_labels and inputs.labels is None:
+            raise ValueError(
+                f"`{objective.name}` needs labels, and the data has none: give `y`, or drop "
+                "the objective."
+            )
+        if objective.teacher_outputs and distiller.teacher is None and inputs.teacher is None:
+            raise ValueError(
+                f"`{objective.name}` reads a teacher, and the Distiller has none: give it one "
+                "with `Distiller(teacher=...)` or `set_teacher(teacher)`; a saved Distiller "
+                "holds no teacher."
+            )
+    for objective in distiller.teacher_objectives:
+        if objective.needs_labels and inputs.labels is None:
+            raise ValueError(
+                f"`{shown_name(objective)}` trains the teacher's head on labels, and the data "
+                "has none: give `y`, or use a head that is not trained."
+            )
+    if distiller.teacher_views is not None and inputs.teacher is not None:
+        raise ValueError(
+            "`teacher_views` make the images of a teacher that runs, and the data holds stored "
+            "outputs: leave one of them out."
+        )
+    if distiller.teacher_head is not None and distiller.teacher is None and inputs.teacher is None:
+        raise ValueError(
+            "The teacher's head reads a teacher, and the Distiller has none: give it one with "
+            "`Distiller(teacher=...)` or `set_teacher(teacher)`; a saved Distiller holds none."
+        )
+    if distiller.loss is not None and inputs.labels is None:
+        raise ValueError("`compile(loss=)` needs labels, and the data has none: give `y`.")
 
 
 def with_known_size(images: tf.Tensor, student: keras.Model) -> tf.Tensor:

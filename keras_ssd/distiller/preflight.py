@@ -14,9 +14,9 @@ from keras_ssd.collectives import num_replicas
 from keras_ssd.distiller.compiled_metrics import refuse_probability_form
 from keras_ssd.heads import strip_heads
 from keras_ssd.layers.functional import is_functional
-from keras_ssd.layers.structure import flat_layers, takes_raw_images
+from keras_ssd.layers.structure import flat_layers
 from keras_ssd.objectives import Objective
-from keras_ssd.teacher import FrozenTeacher, named
+from keras_ssd.teacher import FrozenTeacher, known_outputs
 from keras_ssd.views import Views
 
 _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
@@ -46,10 +46,45 @@ def check_one_input(part: str, network: Any) -> None:
         )
 
 
-def check_views(views: Any) -> None:
-    """Refuses what makes no views."""
-    if not isinstance(views, Views):
-        raise TypeError(f"`views` must be `Plain(...)` or `Rotations(...)`, got {views!r}.")
+def check_views(views: Any, teacher_views: Any = None) -> None:
+    """Refuses what makes no views, or other numbers of rows for teacher and student."""
+    for name, given in (("views", views), ("teacher_views", teacher_views)):
+        if not isinstance(given, Views) and (given is not None or name == "views"):
+            raise TypeError(f"`{name}` must be `Plain(...)` or `Rotations(...)`, got {given!r}.")
+    if teacher_views is not None and teacher_views.num_views != views.num_views:
+        raise ValueError(
+            f"`teacher_views` make {teacher_views.num_views} rows of an image and `views` "
+            f"{views.num_views}: row for row, teacher and student must see one view."
+        )
+
+
+def check_preprocessing(teacher: Any, preprocessing: Any) -> None:
+    """Refuses preprocessing for no teacher: nothing would keep it."""
+    if teacher is None and preprocessing is not None:
+        raise ValueError(
+            "`teacher_preprocessing` makes the images of a teacher, and there is none: give both "
+            "together, or leave it out."
+        )
+
+
+def check_optimizers(optimizer: Any, teacher_optimizer: Any, trains_head: bool) -> None:
+    """Refuses a trained head without an optimizer of its own, and the other way round."""
+    if trains_head and teacher_optimizer is None:
+        raise ValueError(
+            "The teacher's head is trained, so it needs an optimizer of its own: give "
+            "`compile(teacher_optimizer=)`, for instance `optimizers.SGD(0.01, momentum=0.9, "
+            "weight_decay=5e-4)`."
+        )
+    if not trains_head and teacher_optimizer is not None:
+        raise ValueError(
+            "`teacher_optimizer` updates a teacher's head, and none is trained here: give the "
+            "Distiller `teacher_head=` and `teacher_objectives=`, or leave it out."
+        )
+    if trains_head and teacher_optimizer is optimizer and not isinstance(optimizer, str):
+        raise ValueError(
+            "`optimizer` and `teacher_optimizer` are one object, and each must hold its own state: "
+            "make two."
+        )
 
 
 def check_scope(
@@ -81,12 +116,15 @@ def check_objectives(objectives: Sequence[Objective], reserved: Iterable[str]) -
                 f"Two terms are named {objective.name!r} (or it is a reserved name): give one of "
                 "them another `name=`."
             )
+        if objective.state is not None:
+            part = f"memory of `{objective.name}`"
+            check_scope(part, objective.state.variables, tf.distribute.get_strategy())
         names.append(objective.name)
 
 
-def check_untrained(objectives: Iterable[Objective], student: keras.Model) -> None:
-    """Refuses trainable variables that objectives hold: only the student's are trained."""
-    trained = {id(variable) for variable in student.variables}
+def check_untrained(objectives: Iterable[Objective], learner: keras.Model) -> None:
+    """Refuses trainable variables that objectives hold: only the learner's are trained."""
+    trained = {id(variable) for variable in learner.variables}
     for objective in objectives:
         for part in [objective.state, *keras.tree.flatten(list(vars(objective).values()))]:
             weights = part.trainable_weights if isinstance(part, keras.Layer) else [part]
@@ -95,18 +133,9 @@ def check_untrained(objectives: Iterable[Objective], student: keras.Model) -> No
                 if trainable and id(weight) not in trained:
                     raise ValueError(
                         f"`{objective.name}` holds the trainable variable {weight.path!r}, and "
-                        "only the student's are trained: make its layer a head of the student, "
-                        "or freeze it (`trainable=False`)."
+                        f"only those of {learner.name!r} are trained: make its layer a head of "
+                        "that, or freeze it (`trainable=False`)."
                     )
-
-
-def known_outputs(network: Any) -> dict[str, Any] | None:
-    """Named symbolic outputs of a functional or Sequential model; None where only a call tells."""
-    if not isinstance(network, keras.Model) or not hasattr(network, "outputs"):
-        return None
-    if isinstance(network, keras.Sequential):
-        return {"logits": network.outputs[0]}
-    return named(network.output, f"model {network.name!r}")
 
 
 def check_outputs(
@@ -114,6 +143,7 @@ def check_outputs(
     num_views: int,
     teacher: Mapping[str, Any] | None,
     student: Mapping[str, Any] | None,
+    learner: str = "student",
 ) -> None:
     """Refuses objectives whose outputs do not exist or do not fit one another.
 
@@ -121,10 +151,12 @@ def check_outputs(
         objectives: The objectives.
         num_views: Rows of an image.
         teacher: Named outputs (symbolic or real) of the teacher, None where not known yet.
-        student: The same of the student.
+        student: The same of what learns.
+        learner: What learns: the student, which has logits always, or the teacher's head.
     """
-    if student is not None:
-        _check_logits("student", student)
+    read = {name for objective in objectives for name in objective.student_outputs}
+    if student is not None and (learner == "student" or "logits" in read):
+        check_logits(learner, student)
     for objective in objectives:
         if objective.needs_views and num_views == 1:
             raise ValueError(
@@ -132,9 +164,9 @@ def check_outputs(
                 "use `views=Rotations()`."
             )
         _check_names(objective, "teacher", objective.teacher_outputs, teacher)
-        _check_names(objective, "student", objective.student_outputs, student)
+        _check_names(objective, learner, objective.student_outputs, student)
         if teacher is not None and "logits" in objective.teacher_outputs:
-            _check_logits("teacher", teacher)
+            check_logits("teacher", teacher)
         objective.check_outputs(teacher, student, num_views)
 
 
@@ -145,7 +177,8 @@ def diagnostic_names(objectives: Sequence[Objective], student: keras.Model) -> l
     return list(dict.fromkeys(names))
 
 
-def _check_logits(owner: str, outputs: Mapping[str, Any]) -> None:
+def check_logits(owner: str, outputs: Mapping[str, Any]) -> None:
+    """Refuses outputs without logits `[rows, classes]`."""
     if "logits" not in outputs:
         raise ValueError(
             f"The {owner} must return `logits`, got the outputs {sorted(outputs)}: name its class "
@@ -177,7 +210,8 @@ def _check_names(
         raise ValueError(
             f"`{objective.name}` reads the {owner}'s output {missing[0]!r}, which the {owner} "
             f"lacks (it has {sorted(outputs or ())}): attach the head (`with_projection`, "
-            "`with_auxiliary_classifiers`) or the peer (`with_peer`), or name a layer with "
+            "`with_auxiliary_classifiers`, `with_node_embedding`, `with_connector`; the teacher's "
+            "may be its `teacher_head=`) or the peer (`with_peer`), or name a layer with "
             "`named_outputs`."
         )
 
@@ -196,18 +230,14 @@ def ends_in_probabilities(output: Any) -> bool:
     return name in ("Softmax", "Sigmoid") or getattr(operation, "activation", 0) in _PROBABILITIES
 
 
-def check_image_size(part: str, network: Any, images: tf.Tensor) -> None:
-    """Refuses images that a network's input does not fit; a subclassed one tells by itself."""
-    wanted = getattr(network, "input_shape", None) if known_outputs(network) is not None else None
-    if not isinstance(wanted, tuple) or images.shape[1:].is_compatible_with(wanted[1:]):
-        return
-    advice = {
-        "teacher": "give `teacher_preprocessing=`, for instance keras.layers.Resizing",
-        "student": "build it for these images, or resize them in the input pipeline",
-    }
-    raise ValueError(
-        f"The {part} takes images {wanted[1:]}, got {tuple(images.shape[1:])}: {advice[part]}."
-    )
+def check_student_size(student: keras.Model, images: tf.Tensor) -> None:
+    """Refuses images that the student's input does not fit; a subclassed one tells by itself."""
+    wanted = getattr(student, "input_shape", None) if known_outputs(student) is not None else None
+    if isinstance(wanted, tuple) and not images.shape[1:].is_compatible_with(wanted[1:]):
+        raise ValueError(
+            f"The student takes images {wanted[1:]}, got {tuple(images.shape[1:])}: build it for "
+            "these images, or resize them in the input pipeline."
+        )
 
 
 def check_batch_size(objectives: Sequence[Objective], images: tf.Tensor) -> None:
@@ -289,39 +319,6 @@ def checked_batch(x: Any, batch: Any) -> Any:
             + "."
         )
     return batch
-
-
-def value_findings(
-    images: np.ndarray, student: keras.Model, teacher: FrozenTeacher | None
-) -> dict[str, str]:
-    """Sentences, by part, on values of the images that do not fit what a network expects.
-
-    Args:
-        images: `[few, height, width, channels]`.
-        student: The student.
-        teacher: The teacher that runs, or None.
-    """
-    networks = {"student": student}
-    if teacher is not None and teacher.preprocessing is None:
-        networks["teacher"] = teacher.model
-    if images.size == 0:
-        return {}
-    low, high = float(images.min()), float(images.max())
-    findings = {}
-    for part, network in networks.items():
-        raw = takes_raw_images(network)
-        if raw is True and (low < 0 or high <= 2):
-            findings[part] = (
-                f"The {part} {network.name!r} normalises raw images (0..255) itself, but the "
-                f"images lie in {low:.4g}..{high:.4g}: give raw images, or build it without `mean` "
-                "and `std`."
-            )
-        elif raw is False and low >= 0 and high > 20:
-            findings[part] = (
-                f"The {part} {network.name!r} has no layer that normalises, but the images lie in "
-                f"{low:.4g}..{high:.4g}: build it with `data.info`, or normalise the images."
-            )
-    return findings
 
 
 def check_loss(loss: Any) -> None:

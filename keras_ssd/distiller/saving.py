@@ -1,4 +1,4 @@
-"""What of a Distiller is saved, and how a file is replaced."""
+"""What of a Distiller is saved and exported, and how a file is replaced."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
+from keras_ssd.distiller.steps import Steps
+from keras_ssd.distribution import chief_path
+from keras_ssd.export import export_student
+from keras_ssd.heads import strip_heads
 from keras_ssd.whole_files import replaced_when_complete
-
-if TYPE_CHECKING:
-    from keras_ssd.distiller.distiller import Distiller
 
 
 class Hidden:
@@ -23,59 +24,101 @@ class Hidden:
         self.value = value
 
 
-def config(distiller: Distiller) -> dict[str, Any]:
-    """The constructor's arguments, serialised, without the teacher."""
-    return {
-        "name": distiller.name,
-        "student": keras.saving.serialize_keras_object(distiller.student),
-        "objectives": [keras.saving.serialize_keras_object(o) for o in distiller.objectives],
-        "views": keras.saving.serialize_keras_object(distiller.views),
-        "seed": distiller.seed,
-    }
+class Saved(Steps):
+    """The files of a Distiller: student, teacher's head, objectives, optimizers; no teacher."""
 
+    _compile_arguments: Hidden
 
-def constructor_arguments(config: dict[str, Any], custom_objects: Any) -> dict[str, Any]:
-    """The constructor's arguments of a `config`."""
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the random states of layers, which Keras leaves out."""
+        for position, state in enumerate(self._random_states()):
+            store[str(position)] = keras.ops.convert_to_numpy(state)
 
-    def restored(value: Any) -> Any:
-        return keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+    def load_own_variables(self, store: Any) -> None:
+        """Restores the random states of layers."""
+        states = self._random_states()
+        if len(store.keys()) != len(states):
+            raise ValueError(
+                f"The file holds {len(store.keys())} random states and this Distiller has "
+                f"{len(states)}: load it into one of the same student and the same teacher's head."
+            )
+        for position, state in enumerate(states):
+            state.assign(store[str(position)])
 
-    return {
-        "name": config["name"],
-        "student": restored(config["student"]),
-        "objectives": [restored(objective) for objective in config["objectives"]],
-        "views": restored(config["views"]),
-        "seed": config["seed"],
-    }
+    def _random_states(self) -> list[keras.Variable]:
+        """The variables that Keras counts among `variables` but not among `weights`."""
+        weights = {id(weight) for weight in self.weights}
+        return [variable for variable in self.variables if id(variable) not in weights]
 
+    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **options: Any) -> None:
+        """Saves all but the teacher (`keras.Model.save`).
 
-def compile_config(optimizer: keras.optimizers.Optimizer, arguments: Hidden) -> dict[str, Any]:
-    """The arguments of `compile`, serialised."""
-    return keras.saving.serialize_keras_object({"optimizer": optimizer, **arguments.value})
+        That is student, teacher's head, objectives with their state, views and optimizers. The file
+        is written under another name and renamed, so that a save that fails leaves the earlier file
+        as it was. All workers call it, and the chief's file stays.
+        """
+        own = chief_path(filepath, self.distribute_strategy)
+        with own as filepath, whole_file(filepath, overwrite) as path:
+            super().save(path, overwrite=overwrite, **options)
 
+    def save_weights(
+        self, filepath: str | os.PathLike, overwrite: bool = True, **options: Any
+    ) -> None:
+        """Saves all variables (`keras.Model.save_weights`), never the teacher's; as `save` does."""
+        own = chief_path(filepath, self.distribute_strategy)
+        with own as filepath, whole_file(filepath, overwrite) as path:
+            super().save_weights(path, overwrite=overwrite, **options)
 
-def _random_states(distiller: Distiller) -> list[keras.Variable]:
-    """The variables that Keras counts among `variables` but not among `weights`."""
-    weights = {id(weight) for weight in distiller.weights}
-    return [variable for variable in distiller.variables if id(variable) not in weights]
+    def export(
+        self, filepath: str | os.PathLike, format: str = "tf_saved_model", **options: Any
+    ) -> None:
+        """Exports the student without its heads: `export_student`, or another format of Keras.
 
+        Args:
+            filepath: Where to.
+            format: `"tf_saved_model"`, or another format of `keras.Model.export`.
+            **options: `outputs` and `class_names` of `export_student`, or those of Keras.
+        """
+        if format == "tf_saved_model" and options.keys() <= {"outputs", "class_names"}:
+            export_student(self, filepath, **options)
+        else:
+            strip_heads(self.student).export(filepath, format=format, **options)
 
-def save_random_states(distiller: Distiller, store: Any) -> None:
-    """Writes the states of all seed generators."""
-    for position, state in enumerate(_random_states(distiller)):
-        store[str(position)] = keras.ops.convert_to_numpy(state)
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, serialised, without the teacher."""
+        parts = ("student", "views", "teacher_views", "teacher_head")
+        lists = ("objectives", "teacher_objectives")
+        serialized = keras.saving.serialize_keras_object
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            **{name: serialized(getattr(self, name)) for name in parts},
+            **{name: [serialized(one) for one in getattr(self, name)] for name in lists},
+        }
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Saved:
+        """The Distiller of a `get_config`, without a teacher: see `set_teacher`."""
 
-def load_random_states(distiller: Distiller, store: Any) -> None:
-    """Reads the states of all seed generators."""
-    states = _random_states(distiller)
-    if len(store.keys()) != len(states):
-        raise ValueError(
-            f"The file holds {len(store.keys())} random states and the student has {len(states)}: "
-            "load it into a Distiller of the same student."
-        )
-    for position, state in enumerate(states):
-        state.assign(store[str(position)])
+        def restored(value: Any) -> Any:
+            if isinstance(value, list):
+                return [restored(one) for one in value]
+            return keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+
+        plain = {name: config[name] for name in ("name", "seed")}
+        rest = {name: restored(value) for name, value in config.items() if name not in plain}
+        return cls(**plain, **rest)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """The arguments of `compile`, serialised."""
+        if not self.compiled:
+            return None
+        optimizers = {"optimizer": self.optimizer, "teacher_optimizer": self.teacher_optimizer}
+        return keras.saving.serialize_keras_object({**optimizers, **self._compile_arguments.value})
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as the saved Distiller was compiled."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
 
 @contextlib.contextmanager

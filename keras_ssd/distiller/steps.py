@@ -15,7 +15,8 @@ from keras_ssd.collectives import all_sum, num_replicas, replica_rows, row_count
 from keras_ssd.distiller import preflight
 from keras_ssd.distiller.gradients import shared_gradients, whole_gradient
 from keras_ssd.distiller.guard import Guard, fed_everywhere
-from keras_ssd.distiller.inputs import Inputs, images_of, with_known_size
+from keras_ssd.distiller.inputs import Inputs, check_inputs, images_of, with_known_size
+from keras_ssd.distiller.teacher_head import check_outputs, is_trained, run_head, shown_name
 from keras_ssd.distiller.trackers import Trackers
 from keras_ssd.losses import at_least_float32
 from keras_ssd.objectives import HardLabels, Objective
@@ -43,6 +44,7 @@ class RehearsedTerm:
     gradient: list[np.ndarray | None]
 
 
+_TEACHERS_DRAWS = 1 << 40  # added to the seed: the teacher's own views are drawn independently
 OWN = "student's own"  # regularisers, `add_loss` and `compile(loss=)`
 _Term = tuple[Objective, tf.Tensor, tf.Tensor]  # an objective, its sum and its count
 _CROSS_ENTROPY = HardLabels(name="cross_entropy")  # the loss of an evaluation
@@ -56,6 +58,10 @@ class Steps(keras.Model):
         teacher: The frozen teacher, or None.
         objectives: The terms of the loss.
         views: From images to rows.
+        teacher_views: The teacher's own, or None: the same rows.
+        teacher_head: What is trained on the teacher's side, or None.
+        teacher_objectives: The terms that train it.
+        teacher_optimizer: What updates it, or None.
         seed: Seed of the views.
         evaluate_views: Whether an evaluation runs views, teacher and objectives.
     """
@@ -64,6 +70,10 @@ class Steps(keras.Model):
     teacher: FrozenTeacher | None
     objectives: tuple[Objective, ...]
     views: Views
+    teacher_views: Views | None
+    teacher_head: keras.Model | None
+    teacher_objectives: tuple[Objective, ...]
+    teacher_optimizer: Any  # an optimizer where the head is trained, else None
     seed: int
     evaluate_views: bool
     _trackers: Trackers | None
@@ -86,18 +96,27 @@ class Steps(keras.Model):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One update of the student; returns the running means of the epoch."""
         inputs = self._inputs(data, training=True)
-        self._check_inputs(inputs)
+        check_inputs(self, inputs)
         preflight.check_batch_size(self.objectives, inputs.images)
+        preflight.check_batch_size(self.teacher_objectives, inputs.images)
         rows, teacher = self._views_and_teacher(inputs, self._step_seed(), training=True)
-        with tf.GradientTape() as tape:
+        trains_head = is_trained(self)
+        with tf.GradientTape(persistent=trains_head) as tape:
             batch, guard, added = self._batch(inputs, rows, teacher, training=True)
             self._require_logits(guard, batch)
             terms = _run(self.objectives, batch)
+            head_terms = self._head_terms(batch, teacher)
             preflight.check_untrained(self.objectives, self.student)  # layers may be built only now
-            share = guard.nan_if_broken(self._loss_share(batch, terms, added))
+            share = guard.nan_if_broken(_share(terms, self._student_losses(batch, added)))
             scaled = self.optimizer.scale_loss(share)
-        self._update(tape, scaled, guard)
-        self._track(batch, terms, guard.checked(share))
+            if trains_head:
+                reaching = [*_reaching_head(terms), *head_terms]
+                head_share = _share(reaching, tf.zeros([], share.dtype))
+                head_scaled = self.teacher_optimizer.scale_loss(guard.nan_if_broken(head_share))
+        if trains_head:
+            self._update(tape, head_scaled, "teacher_head", self.teacher_optimizer, guard)
+        self._update(tape, scaled, "student", self.optimizer, guard)
+        self._track(batch, terms, head_terms, guard.checked(share))
         return self.get_metrics_result()
 
     def rehearse(self, data: Any) -> tuple[Batch, list[RehearsedTerm]]:
@@ -110,7 +129,7 @@ class Steps(keras.Model):
             What the objectives were given, and the terms; the student's own only if it has any.
         """
         inputs = self._inputs(data, training=True)
-        self._check_inputs(inputs)
+        check_inputs(self, inputs)
         with keras.StatelessScope():  # moving averages of the teacher stay as they are
             rows, teacher = self._views_and_teacher(inputs, self._step_seed(), training=True)
         # What would be written to a variable (batch-norm statistics, random states) stays in here.
@@ -144,7 +163,7 @@ class Steps(keras.Model):
         """One batch of an evaluation; changes no variable but the running means."""
         inputs = self._inputs(data, training=False)
         if self.evaluate_views:
-            self._check_inputs(inputs)
+            check_inputs(self, inputs)
             preflight.check_batch_size(self.objectives, inputs.images)
             objectives = self.objectives
             rows, teacher = self._views_and_teacher(inputs, None, training=False)
@@ -158,13 +177,14 @@ class Steps(keras.Model):
         batch, guard, added = self._batch(inputs, rows, teacher, training=False)
         self._require_logits(guard, batch)
         terms = _run(objectives, batch)
-        share = guard.nan_if_broken(self._loss_share(batch, terms, added))
-        self._track(batch, terms if self.evaluate_views else [], guard.checked(share))
+        share = guard.nan_if_broken(_share(terms, self._student_losses(batch, added)))
+        head_terms = self._head_terms(batch, teacher) if self.evaluate_views else []
+        self._track(batch, terms if self.evaluate_views else [], head_terms, guard.checked(share))
         return self.get_metrics_result()
 
     def _inputs(self, data: Any, training: bool) -> Inputs:
         inputs = Inputs.of(data)
-        preflight.check_image_size("student", self.student, inputs.images)
+        preflight.check_student_size(self.student, inputs.images)
         images = fed_everywhere(inputs.images, self.student, training)
         return dataclasses.replace(inputs, images=images)
 
@@ -172,32 +192,22 @@ class Steps(keras.Model):
         step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64)
         return tf.stack([tf.constant(self.seed, tf.int64), step])
 
-    def _check_inputs(self, inputs: Inputs) -> None:
-        teacher = self.teacher
-        if teacher is not None and inputs.teacher is None and teacher.preprocessing is None:
-            preflight.check_image_size("teacher", teacher.model, inputs.images)
-        for objective in self.objectives:
-            if objective.needs_labels and inputs.labels is None:
-                raise ValueError(
-                    f"`{objective.name}` needs labels, and the data has none: give `y`, or drop "
-                    "the objective."
-                )
-            if objective.teacher_outputs and self.teacher is None and inputs.teacher is None:
-                raise ValueError(
-                    f"`{objective.name}` reads a teacher, and the Distiller has none: give it one "
-                    "with `Distiller(teacher=...)` or `set_teacher(teacher)`; a saved Distiller "
-                    "holds no teacher."
-                )
-        if self.loss is not None and inputs.labels is None:
-            raise ValueError("`compile(loss=)` needs labels, and the data has none: give `y`.")
-
     def _views_and_teacher(
         self, inputs: Inputs, seed: tf.Tensor | None, training: bool
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        rows = self.views(with_known_size(inputs.images, self.student), seed)
+        images = with_known_size(inputs.images, self.student)
+        rows = inputs.rows(self.views, images, seed)
         if inputs.teacher is not None:
             return rows, inputs.teacher_rows(self.views.num_views)
-        return rows, {} if self.teacher is None else self.teacher(rows, training=training)
+        if self.teacher is None:
+            return rows, {}
+        teachers_rows = rows
+        if self.teacher_views is not None:
+            teachers_seed = (
+                None if seed is None else seed + tf.constant([_TEACHERS_DRAWS, 0], seed.dtype)
+            )
+            teachers_rows = self.teacher_views(images, teachers_seed)
+        return rows, self.teacher(teachers_rows, training=training)
 
     def _batch(
         self, inputs: Inputs, rows: tf.Tensor, teacher: Mapping[str, tf.Tensor], training: bool
@@ -207,8 +217,9 @@ class Steps(keras.Model):
         outputs, added = self._run_student(rows, training)
         student = named(outputs, "student")
         if with_views:
-            views = self.views.num_views
-            preflight.check_outputs(self.objectives, views, teacher or None, student)
+            learns = training and is_trained(self)
+            frozen, teacher = teacher, {**teacher, **run_head(self.teacher_head, teacher, learns)}
+            check_outputs(self, frozen or None, teacher or None, student)
         guard = Guard(inputs, student["logits"].shape[-1])
         batch = Batch(
             images=rows,
@@ -218,8 +229,16 @@ class Steps(keras.Model):
             student=student,
             num_views=self.views.num_views if with_views else 1,
             index=inputs.index,
+            training=training,
         )
         return batch, guard, added
+
+    def _head_terms(self, batch: Batch, frozen: Mapping[str, tf.Tensor]) -> list[_Term]:
+        """The terms that train the teacher's head, which is their student."""
+        return _run(
+            self.teacher_objectives,
+            dataclasses.replace(batch, teacher=frozen, student=batch.teacher),
+        )
 
     def _require_logits(self, guard: Guard, batch: Batch) -> None:
         guard.require_logits("student", batch.student["logits"])
@@ -240,15 +259,6 @@ class Steps(keras.Model):
                 variable.assign(updated)
         return outputs, scope.losses
 
-    def _loss_share(self, batch: Batch, terms: list[_Term], added: list[tf.Tensor]) -> tf.Tensor:
-        """This replica's share of the loss: the shares of all replicas add up to it."""
-        share = self._student_losses(batch, added)
-        counts = all_sum([count for _, _, count in terms])
-        for (objective, total, _), count in zip(terms, counts, strict=True):
-            mean = tf.math.divide_no_nan(total, tf.stop_gradient(count))
-            share += tf.cast(objective.weight * mean, share.dtype)
-        return share
-
     def _student_losses(self, batch: Batch, added: list[tf.Tensor]) -> tf.Tensor:
         """Regularisers, `add_loss` and `compile(loss=)`: this replica's share."""
         logits = at_least_float32(batch.select(batch.student["logits"], "plain"))
@@ -268,25 +278,35 @@ class Steps(keras.Model):
         part = tf.math.divide_no_nan(tf.cast(rows, loss.dtype), tf.cast(total, loss.dtype))
         return tf.where(part > 0, loss * part, 0)  # the mean of a replica without images is NaN
 
-    def _update(self, tape: tf.GradientTape, scaled_loss: tf.Tensor, guard: Guard) -> None:
-        variables = self.student.trainable_variables
+    def _update(
+        self,
+        tape: tf.GradientTape,
+        scaled_loss: tf.Tensor,
+        part: str,
+        optimizer: keras.optimizers.Optimizer,
+        guard: Guard,
+    ) -> None:
+        variables = getattr(self, part).trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
         # A head that no objective reads has no gradient; zeros would let weight decay move it.
         pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
         if not pairs:
             raise ValueError(
-                "No objective reaches a trainable variable of the student: check `trainable` and "
-                "the outputs that the objectives read."
+                f"No objective reaches a trainable variable of the {part.replace('_', ' ')}: "
+                "check `trainable` and the outputs that the objectives read."
             )
         checked = guard.checked([gradient for gradient, _ in pairs])
-        shared = shared_gradients(checked, self.optimizer)
-        self.optimizer.apply(shared, [variable for _, variable in pairs])
+        shared = shared_gradients(checked, optimizer)
+        optimizer.apply(shared, [variable for _, variable in pairs])
 
-    def _track(self, batch: Batch, terms: list[_Term], share: tf.Tensor) -> None:
+    def _track(
+        self, batch: Batch, terms: list[_Term], head_terms: list[_Term], share: tf.Tensor
+    ) -> None:
         trackers = self.trackers
         student = batch.select(batch.student["logits"], "plain")
         images = tf.cast(row_count(student), share.dtype)
         sums = {objective.name: (total, count) for objective, total, count in terms}
+        sums |= {shown_name(objective): (total, count) for objective, total, count in head_terms}
         if terms:
             sums |= self._diagnostics(batch)
         # Replicas add up tensors of one dtype at a time.
@@ -322,9 +342,12 @@ class Steps(keras.Model):
 
 
 def _run(objectives: Sequence[Objective], batch: Batch) -> list[_Term]:
+    constant = dataclasses.replace(
+        batch, teacher=tf.nest.map_structure(tf.stop_gradient, dict(batch.teacher))
+    )
     terms = []
     for objective in objectives:
-        total, count = objective(batch)
+        total, count = objective(batch if objective.trains_teacher_head else constant)
         total = tf.convert_to_tensor(total)
         count = tf.cast(count, total.dtype)
         if total.shape.rank or count.shape.rank:
@@ -334,3 +357,17 @@ def _run(objectives: Sequence[Objective], batch: Batch) -> list[_Term]:
             )
         terms.append((objective, total, count))
     return terms
+
+
+def _share(terms: Sequence[_Term], others: tf.Tensor) -> tf.Tensor:
+    """This replica's share of the weighted terms and `others`: all shares add up to the loss."""
+    share = others
+    counts = all_sum([count for _, _, count in terms])
+    for (objective, total, _), count in zip(terms, counts, strict=True):
+        mean = tf.math.divide_no_nan(total, tf.stop_gradient(count))
+        share += tf.cast(objective.weight * mean, share.dtype)
+    return share
+
+
+def _reaching_head(terms: Sequence[_Term]) -> list[_Term]:
+    return [term for term in terms if term[0].trains_teacher_head]

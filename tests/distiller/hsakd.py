@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from weights import numbered
 
 import keras_ssd as ssd
 from keras_ssd.layers import BatchNormalization
@@ -69,12 +70,7 @@ def network(
         outputs["projection"] = layers.Dense(4, name="projection")(vector)
     model = keras.Model(images, outputs, name="net")
     model.dtype_policy = keras.config.dtype_policy()
-    random = np.random.RandomState(seed)
-    for weight in model.weights:
-        spread = 0.1 if len(weight.shape) == 1 else 1.5 / np.sqrt(np.prod(weight.shape[:-1]))
-        start = 1.0 if weight.name in ("gamma", "moving_variance") else 0.0
-        weight.assign(start + spread * np.clip(random.standard_normal(weight.shape), -2, 2))
-    return model
+    return numbered(model, seed, 1.5)
 
 
 def student_of(method, **options):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import tensorflow as tf
+from weights import numbered
 
 import keras_ssd as ssd
 from keras_ssd.layers import BatchNormalization
@@ -25,12 +26,7 @@ def network(width, batch_norm=None, *, seed=1, regularizer=None, on_embedding=No
     rows = keras.layers.GlobalAveragePooling2D(name="embedding")(rows)
     rows = rows if on_embedding is None else on_embedding(rows)
     model = ssd.with_projection(keras.Model(images, keras.layers.Dense(3, name="logits")(rows)))
-    random = np.random.RandomState(seed)
-    for weight in model.weights:
-        spread = 0.1 if len(weight.shape) == 1 else 2 / np.sqrt(np.prod(weight.shape[:-1]))
-        start = 1.0 if weight.name in ("gamma", "moving_variance") else 0.0
-        weight.assign(start + spread * np.clip(random.standard_normal(weight.shape), -2, 2))
-    return model
+    return numbered(model, seed)
 
 
 def examples(count, *, seed=0):

@@ -20,7 +20,7 @@ def without(model, *heads):
 
 
 AUXILIARY = ["auxiliary_1", "auxiliary_2"]
-ADVICE = r"attach the head \(.*`with_auxiliary_classifiers`\)"
+ADVICE = r"attach the head \(.*`with_auxiliary_classifiers`"
 NOT_MADE = {  # name: (method, student, teacher, what the sentence says)
     "teacher without heads": (
         "hsakd",

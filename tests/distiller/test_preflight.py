@@ -500,7 +500,9 @@ def test_images_of_another_size():
 def test_images_of_another_size_than_the_teachers():
     teacher = ssd.models.build("resnet14", num_classes=3, input_shape=(16, 16, 3))
     model = distiller(KD, teacher=teacher)
-    with pytest.raises(ValueError, match=r"The teacher takes .*: give `teacher_preprocessing=`"):
+    with pytest.raises(
+        ValueError, match=r"The teacher .* takes .*of a Distiller `teacher_preprocessing`"
+    ):
         step(model)
 
 

@@ -175,7 +175,7 @@ def test_loaded_distiller_asks_for_its_teacher(interrupted):
 
 def test_file_of_another_student(tmp_path, interrupted):
     model = distiller(LABELS_ONLY)  # without dropout: no random state
-    with pytest.raises(ValueError, match="holds 1 random states and the student has 0"):
+    with pytest.raises(ValueError, match="holds 1 random states and this Distiller has 0"):
         model.load_weights(interrupted[0] / "model.weights.h5")
 
 

@@ -6,17 +6,22 @@ VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-oldest check format docs bench bench-full clean
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+.PHONY: quickstart equality test test-slow test-oldest check format docs bench bench-full clean
 
 quickstart: $(VENV)/quickstart.installed  ## a teacher, a student and a SavedModel, in minutes
 	$(BIN)/python examples/quickstart.py --seeds $(SEEDS)
 
+equality: $(VENV)/dev.installed  ## 1 = 2 = 4 replicas = 2 workers, for a tiny network or your own
+	$(BIN)/python examples/equality.py
+
 test: $(VENV)/dev.installed  ## all tests but the slow ones
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/dev.installed  ## real images, several processes; the Distiller's tests on the fused kernel
-	$(BIN)/python -m pytest -m slow
-	KERAS_SSD_FUSED=1 $(BIN)/python -m pytest tests/distiller tests/test_teacher.py
+	$(PYTEST) -m slow
+	KERAS_SSD_FUSED=1 $(PYTEST) tests/distiller tests/test_teacher.py
 
 test-oldest: $(OLDEST)/installed  ## the Distiller's tests on the oldest versions that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest tests/distiller tests/test_teacher.py

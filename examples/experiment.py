@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from absl import flags, logging
 from phases import accuracy, faster_precision, frozen, mean_and_spread, train, write_report
+from strategy import in_scope, strategy
 
 import keras_ssd as ssd
 
@@ -38,6 +39,9 @@ _NESTEROV = flags.DEFINE_bool("nesterov", True, "Nesterov momentum.")
 _CROP = flags.DEFINE_enum(
     "crop", None, ["each", "shared"], "Crops of turned images; those of each method if none."
 )
+_STORED = flags.DEFINE_integer(
+    "stored_augmentations", 0, "Of each image, for a teacher that runs once; 0: in each step.", 0
+)
 _STEM_STRIDE = flags.DEFINE_integer(
     "stem_stride", 2, "Stride of MobileNetV2's stem: 2 in SSKD and CRD, 1 in HSAKD."
 )
@@ -64,6 +68,7 @@ _SETTINGS = (
     "learning_rate",
     "nesterov",
     "crop",
+    "stored_augmentations",
     "stem_stride",
     "seeds",
 )
@@ -85,10 +90,28 @@ class Method:
         self, teacher: keras.Model | ssd.FrozenTeacher, student: keras.Model, **options: Any
     ) -> ssd.Distiller:
         """What trains a plain student, with the teacher if the method reads one."""
-        preset = _with_crop(self.preset)
-        reads = any(objective.teacher_outputs for objective in preset["objectives"])
         network = self.with_heads(student)
-        return ssd.Distiller(teacher if reads else None, network, **preset, **options)
+        teacher = teacher if self.reads_teacher else None
+        return ssd.Distiller(teacher, network, **_with_crop(self.preset), **options)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a term of the loss reads the teacher."""
+        return any(objective.teacher_outputs for objective in self.preset()["objectives"])
+
+    def stored(self, teacher: ssd.FrozenTeacher, data: ssd.data.Splits) -> ssd.data.Splits:
+        """The images with what the teacher says of them, where it is to run once."""
+        if not (_STORED.value and self.reads_teacher):
+            return data
+        return ssd.data.cached_teacher(
+            teacher,
+            data,
+            pathlib.Path(_OUTPUT.value, f"stored_{self.preset.__name__}"),
+            views=_with_crop(self.preset)["views"],
+            augmentations=_STORED.value,
+            batch_size=_BATCH_SIZE.value,
+            verbose=min(_VERBOSE.value, 1),
+        )
 
 
 def with_all_heads(model: keras.Model, **options: Any) -> keras.Model:
@@ -133,6 +156,7 @@ def run(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> None:
     """
     logging.set_verbosity(logging.WARNING)
     start = time.perf_counter()
+    strategy()
     chosen = _checked_flags(methods, phases)
     if _SMOKE.value:
         flags.FLAGS.teacher, flags.FLAGS.student = "resnet14", "resnet8"
@@ -177,6 +201,7 @@ def _checked_flags(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> list[
     return chosen
 
 
+@in_scope
 def _check_heads(methods: list[str], phases: tuple[Phase, ...], data: ssd.data.Splits) -> None:
     """Refuses networks that do not fit before the teacher has been trained for long."""
     if _HEADS.value is not None:
@@ -189,6 +214,7 @@ def _check_heads(methods: list[str], phases: tuple[Phase, ...], data: ssd.data.S
         METHODS[name].distiller(teacher, _built(_STUDENT.value, data, "float32"))
 
 
+@in_scope
 def _teacher(
     phases: tuple[Phase, ...], data: ssd.data.Splits, precision: Mapping[str, str]
 ) -> keras.Model:
@@ -209,7 +235,8 @@ def _teacher(
         _train(distiller, data, epochs=epochs, drops=phase.drops, evaluate_views=True)
     path = pathlib.Path(_OUTPUT.value, "teacher_with_heads.keras")
     path.parent.mkdir(parents=True, exist_ok=True)
-    teacher.save(path)
+    with ssd.distribution.chief_path(path) as own:
+        teacher.save(own)
     return teacher
 
 
@@ -224,6 +251,7 @@ def _precision(network: str, data: ssd.data.Splits) -> str:
     return faster_precision(network, data.info, 4 * _BATCH_SIZE.value)
 
 
+@in_scope
 def _frozen(teacher: keras.Model, data: ssd.data.Splits) -> tuple[ssd.FrozenTeacher, str]:
     if _PRECISION.value != "measured":
         dtype = None if _PRECISION.value == "float32" else "bfloat16"
@@ -242,10 +270,12 @@ def _student(
     name: str, teacher: ssd.FrozenTeacher, data: ssd.data.Splits, precision: str, seed: int
 ) -> dict[str, float]:
     """Trains, exports and measures a student."""
+    data = METHODS[name].stored(teacher, data)
     start = time.perf_counter()
     keras.utils.set_random_seed(seed)  # every method starts from the same weights
-    student = _built(_STUDENT.value, data, precision)
-    distiller = METHODS[name].distiller(teacher, student, seed=seed)
+    with strategy().scope():
+        student = _built(_STUDENT.value, data, precision)
+        distiller = METHODS[name].distiller(teacher, student, seed=seed)
     history = _train(
         distiller, data, epochs=_EPOCHS.value, learning_rate=_LEARNING_RATE.value
     ).history

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from strategy import given_precision, in_scope, is_chief
 
 import keras_ssd as ssd
 
@@ -20,11 +21,15 @@ import keras_ssd as ssd
 def faster_precision(network: str, info: ssd.data.DatasetInfo, rows: int) -> str:
     """Measures a few training steps of a network and returns the dtype policy that is faster here.
 
+    Workers must agree and a TPU is no matter of choice: there it is fixed.
+
     Args:
         network: Name for `models.build`.
         info: Data set that the network is for.
         rows: Images a step.
     """
+    if (given := given_precision()) is not None:
+        return given
     images = tf.zeros([rows, *info.input_shape], tf.uint8)
     labels = tf.zeros([rows], tf.int32)
     steps = {}
@@ -48,6 +53,10 @@ def frozen(
         images: As many as the rows of a step.
         **options: As in `keras_ssd.freeze`.
     """
+    if (given := given_precision()) is not None:
+        dtype = "bfloat16" if given == "mixed_bfloat16" else "as it is"
+        half = {"dtype": dtype} if dtype == "bfloat16" else {}
+        return ssd.freeze(teacher, **half, **options), dtype
     teachers = {
         "as it is": ssd.freeze(teacher, **options),
         "bfloat16": ssd.freeze(teacher, dtype="bfloat16", **options),
@@ -79,6 +88,7 @@ def _seconds(function: Callable) -> float:
     return time.perf_counter() - start
 
 
+@in_scope
 def train(
     distiller: ssd.Distiller,
     images: Any,
@@ -132,6 +142,7 @@ def train(
     )
 
 
+@in_scope
 def accuracy(network: keras.Model, dataset: tf.data.Dataset) -> float:
     """Top-1 accuracy of a network's logits on a data set of (image, label), in 0..1."""
     distiller = ssd.Distiller(student=network, objectives=[ssd.objectives.HardLabels()])
@@ -146,6 +157,8 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 
 def write_report(path: pathlib.Path, report: dict[str, Any]) -> None:
     """Writes a report with the versions and the machine that made it."""
+    if not is_chief():
+        return
     versions = {
         "keras_ssd": ssd.__version__,
         "keras": keras.__version__,

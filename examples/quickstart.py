@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 from phases import accuracy, faster_precision, frozen, mean_and_spread, train, write_report
+from strategy import in_scope, is_chief, strategy
 
 import keras_ssd as ssd
 
@@ -38,6 +39,7 @@ def main(_: list[str]) -> None:
     """Runs everything and prints a table."""
     logging.set_verbosity(logging.WARNING)
     start = time.perf_counter()
+    strategy()
     output = pathlib.Path(_OUTPUT.value)
     info = ssd.data.load("digits", batch_size=64).info
     precision = {
@@ -50,6 +52,8 @@ def main(_: list[str]) -> None:
         data = ssd.data.load("digits", batch_size=64, validation=0, seed=seed)
         networks = _three_networks(data, precision, seed)
         seeds.append({part: accuracy(n, data.test) for part, n in networks.items()})
+    if not is_chief():
+        return
     print()
     batch = next(iter(data.test))[0]
     title = {"teacher": "teacher", "student": "student, SSKD"}
@@ -67,6 +71,7 @@ def main(_: list[str]) -> None:
     print(f"{seconds:.0f} seconds")
 
 
+@in_scope
 def _three_networks(
     data: ssd.data.Splits, precision: dict[str, str], seed: int
 ) -> dict[str, keras.Model]:

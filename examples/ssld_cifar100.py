@@ -27,8 +27,10 @@ import keras
 import tensorflow as tf
 from absl import app, flags, logging
 from phases import accuracy, faster_precision, frozen, mean_and_spread, train, write_report
+from strategy import in_scope, is_chief, strategy
 
 import keras_ssd as ssd
+from keras_ssd.whole_files import replaced_when_complete
 
 LOSSES: Mapping[str, Callable[[], ssd.objectives.Objective]] = {
     "symmetric_kl": ssd.objectives.SymmetricSoftLabels,
@@ -104,6 +106,7 @@ def main(_: list[str]) -> None:
     """Mines, trains every student through its stages, and prints a table."""
     logging.set_verbosity(logging.WARNING)
     start = time.perf_counter()
+    strategy()
     if _SMOKE.value:
         _make_small()
     kinds = _kinds()
@@ -162,7 +165,8 @@ class _Stages:
         """Trains a student on `images` (stage 1), then further, and returns its accuracies."""
         start = time.perf_counter()
         keras.utils.set_random_seed(self._seed)
-        student = ssd.models.build(_STUDENT.value, self._data.info, dtype=precision)
+        with strategy().scope():
+            student = ssd.models.build(_STUDENT.value, self._data.info, dtype=precision)
         passes, result = len(self._data.train), {}
         steps, warm_up = _EPOCHS.value * passes, _WARM_UP.value * passes
         result["steps"] = self._train("stage_1", student, images, steps, 1.0, warm_up)
@@ -183,12 +187,14 @@ class _Stages:
         The teacher, at its own size, is in inference mode and full precision here.
         """
         size = (_FIX_SIZE.value, _FIX_SIZE.value)
-        student = ssd.with_frozen_backbone(student, image_size=size)
+        with strategy().scope():
+            student = ssd.with_frozen_backbone(student, image_size=size)
         test = self._data.test.map(_resized(size))
         result = {"larger": accuracy(student, test)}
         images = self._data.train.map(_resized(size))
         smaller = keras.layers.Resizing(*self._data.info.input_shape[:2])
-        teacher = ssd.freeze(self._teacher.model, preprocessing=smaller)
+        with strategy().scope():
+            teacher = ssd.freeze(self._teacher.model, preprocessing=smaller)
         views, rate = ssd.views.Plain(), _FIX_RATE.value
         self._train("fix", student, images, steps, rate, teacher=teacher, views=views)
         return result | {"fix": accuracy(student, test)}
@@ -207,13 +213,14 @@ class _Stages:
     ) -> int:
         """A stage with an optimizer of its own; the number of its steps."""
         preset = ssd.presets.ssld()
-        distiller = ssd.Distiller(
-            teacher or self._teacher,
-            student,
-            objectives=[self._loss()],
-            views=views or preset["views"],
-            seed=self._seed,
-        )
+        with strategy().scope():
+            distiller = ssd.Distiller(
+                teacher or self._teacher,
+                student,
+                objectives=[self._loss()],
+                views=views or preset["views"],
+                seed=self._seed,
+            )
         epochs = max(1, round(steps / len(images)))
         if abs(epochs * len(images) / steps - 1) > 0.01:
             logging.warning(
@@ -230,13 +237,13 @@ class _Stages:
         )
         if warm_up:
             schedule = ssd.schedules.warm_up(schedule, epochs=warm_up, steps_per_epoch=1)
-        distiller.compile(
-            optimizer=ssd.optimizers.SGD(schedule, momentum=0.9, weight_decay=5e-4),
-            metrics=["accuracy"],
-        )
+        with strategy().scope():
+            optimizer = ssd.optimizers.SGD(schedule, momentum=0.9, weight_decay=5e-4)
+        distiller.compile(optimizer, metrics=["accuracy"])
         backup = ssd.callbacks.Backup(self._folder / stage)
         distiller.fit(images, epochs=epochs, callbacks=[backup], verbose=_VERBOSE.value)
-        student.save(self._folder / f"{stage}.keras")
+        with ssd.distribution.chief_path(self._folder / f"{stage}.keras", strategy()) as path:
+            student.save(path)
         ssd.export_student(distiller, self._folder / f"{stage}_student")
         return steps
 
@@ -259,10 +266,13 @@ def _check_settings(path: pathlib.Path) -> None:
     settings = {name: flags.FLAGS[name].value for name in _SETTINGS}
     if path.exists() and json.loads(path.read_text()) != settings:
         raise SystemExit(f"{path} is of a run with other settings: give another --output.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    if is_chief() and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_when_complete(path) as partial:
+            partial.write_text(json.dumps(settings, indent=2) + "\n")
 
 
+@in_scope
 def _teacher(data: ssd.data.Splits, path: pathlib.Path) -> keras.Model:
     """The teacher, of its file, or trained on the labels of all training images."""
     if path.exists():
@@ -280,9 +290,10 @@ def _teacher(data: ssd.data.Splits, path: pathlib.Path) -> keras.Model:
             callbacks=[ssd.callbacks.Backup(path.with_suffix(""))],
             verbose=_VERBOSE.value,
         )
-    partial = path.with_name("partial.keras")  # a kill must leave no half of a teacher
-    teacher.save(partial)
-    partial.replace(path)
+    with ssd.distribution.chief_path(path) as own:
+        partial = own.with_name("partial.keras")  # a kill must leave no half of a teacher
+        teacher.save(partial)
+        partial.replace(own)
     return teacher
 
 
@@ -303,7 +314,8 @@ def _mined(teacher: keras.Model, data: ssd.data.Splits, output: pathlib.Path) ->
             detectors=_DETECTORS.value,
             verbose=min(_VERBOSE.value, 1),
         )
-    manifest = output / "mined.jsonl"
+    worker = "" if is_chief() else f"_of_worker_{strategy().cluster_resolver.task_id}"
+    manifest = output / f"mined{worker}.jsonl"  # all alike: none waits for another one's file
     mining.select(folders, manifest, k=_K.value, min_score=_MIN_SCORE.value)
     return ssd.data.load(manifest, _BATCH_SIZE.value, data_dir=_DATA_DIR.value)
 
@@ -319,10 +331,13 @@ class _Measured:
         """The value of a name, measured if there is none yet."""
         if name not in self._values:
             self._values[name] = measure()
-            self._path.write_text(json.dumps(self._values, indent=2) + "\n")
+            if is_chief():
+                with replaced_when_complete(self._path) as partial:
+                    partial.write_text(json.dumps(self._values, indent=2) + "\n")
         return self._values[name]
 
 
+@in_scope
 def _frozen(
     teacher: keras.Model, batch_norm: str, data: ssd.data.Splits, measured: _Measured
 ) -> ssd.FrozenTeacher:

@@ -25,6 +25,8 @@ from absl import app, flags
 SECTIONS = {
     "overhead": "A step over its bare parts (the frozen teacher's forward, the student's update)",
     "auxiliary": "A step with auxiliary classifiers over its bare parts; the largest network",
+    "embedding_graph": "A step of EGA, with a head that learns, over its bare parts",
+    "cached_teacher": "The SSKD step with a stored teacher, over the student alone",
     "teacher": "A frozen teacher's forward over the plain network's (float32, Keras' batch norm)",
     "whole_step": "The SSKD step",
     "peers": "The SSKD step over its peers'",

@@ -23,7 +23,7 @@ from timing import Contestant, ratio, turns
 import keras_ssd as ssd
 
 GOAL = 1.05
-BATCHES = 4  # of a turn
+BATCHES = 8  # of a turn, which starts an iterator; an epoch does so once
 AUGMENTATIONS = 2
 
 

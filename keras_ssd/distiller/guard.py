@@ -64,7 +64,8 @@ class Guard:
     def require_logits(self, owner: str, outputs: tf.Tensor) -> None:
         """Refuses class scores `[R, C]` that are probabilities."""
         words = (
-            f"The {owner} returns probabilities, and logits are needed: build it without softmax"
+            f"The {owner} returns probabilities, and logits are needed: build it without softmax, "
+            "or give their logarithms, got values from"
         )
         too_few = tf.shape(outputs)[0] < 2  # one row of logits may sum to 1 by chance
         self._require(~are_probabilities(outputs) | too_few, words, outputs)

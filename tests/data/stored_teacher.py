@@ -11,14 +11,14 @@ from keras_ssd.data.training import Training
 COUNT, BATCH = 23, 5
 
 
-def splits(seed=0, *, labeled=True, fingerprint="digest"):
+def splits(seed=0, *, labeled=True, fingerprint="digest", count=COUNT, batch_size=BATCH):
     """23 of 31 images in three classes, in an order of rows that is not that of the files."""
-    random = np.random.RandomState(0)
-    arrays = InMemory(random.randint(0, 256, (31, 8, 8, 3)).astype("uint8"), np.arange(31) % 3)
-    rows = np.random.RandomState(7).permutation(31)
-    training = Training(arrays, rows[:COUNT], BATCH, seed, labeled=labeled)
-    test = arrays.batches(rows[COUNT:], BATCH)
-    grey, counts = (0.5, 0.5, 0.5), {"train": COUNT, "validation": 4, "test": 4}
+    random, size = np.random.RandomState(0), count + 8
+    arrays = InMemory(random.randint(0, 256, (size, 8, 8, 3)).astype("uint8"), np.arange(size) % 3)
+    rows = np.random.RandomState(7).permutation(size)
+    training = Training(arrays, rows[:count], batch_size, seed, labeled=labeled)
+    test = arrays.batches(rows[count:], BATCH)
+    grey, counts = (0.5, 0.5, 0.5), {"train": count, "validation": 4, "test": 4}
     info = DatasetInfo("tiny", ("a", "b", "c"), (8, 8, 3), grey, grey, counts, fingerprint)
     return Splits(training.dataset(), test.skip(1), test.take(1), info, training)
 

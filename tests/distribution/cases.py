@@ -1,12 +1,14 @@
 """What is trained for five steps on every configuration of replicas and workers."""
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from data import stored_teacher
 from distiller.one_and_two import examples
 
 import keras_ssd as ssd
@@ -51,6 +53,14 @@ def stored():
     return {"image": IMAGES, "teacher": {"logits": logits}}, LABELS
 
 
+def cached():
+    """Stored outputs of augmentations that are drawn again, in the order of a seed."""
+    images = stored_teacher.splits(count=STEPS * BATCH, batch_size=BATCH)
+    with tempfile.TemporaryDirectory() as folder:  # files that are mapped outlive their names
+        views = SSKD()["views"]
+        return stored_teacher.cached(folder, data=images, views=views, augmentations=3).train
+
+
 def even():
     """The last step has as many images as all others, so that no replica is without any."""
     order = np.arange(STEPS * BATCH) % 47
@@ -74,7 +84,7 @@ class Case:
 
     terms: Callable[[], dict[str, Any]]
     floats: str = "float64"
-    data: Callable[[], tuple] = labeled
+    data: Callable[[], tuple | tf.data.Dataset] = labeled
     optimizer: Callable[[], keras.optimizers.Optimizer] = sgd
     batch_norm: str | None = None
     extra: Callable[[], keras.layers.Layer] | None = None
@@ -82,7 +92,10 @@ class Case:
     evaluates: bool = False
 
     def dataset(self):
-        return tf.data.Dataset.from_tensor_slices(self.data()).batch(BATCH)
+        data = self.data()
+        if isinstance(data, tf.data.Dataset):
+            return data
+        return tf.data.Dataset.from_tensor_slices(data).batch(BATCH)
 
     def distiller(self):
         """The compiled Distiller; its variables belong to the strategy whose scope is open."""
@@ -95,7 +108,7 @@ class Case:
             peer = network(heads, width=5, seed=2, batch_norm=self.batch_norm)
             student = ssd.with_peer(student, peer)
         has_head = "teacher_objectives" in arguments
-        if any(term.teacher_outputs for term in terms) and self.data is not stored:
+        if any(term.teacher_outputs for term in terms) and self.data not in (stored, cached):
             arguments["teacher"] = _encoder() if has_head else _teacher(heads)
         compiled = self.compiled()
         if has_head:
@@ -247,6 +260,7 @@ OTHERS = {
     "no labels": Case(PRESETS["ssld"], data=unlabeled),
     "one-hot labels": Case(KD, data=one_hot),
     "stored outputs": Case(preset("kd", crop=False, flip=False), data=stored),
+    "cached teacher": Case(SSKD, data=cached),
     "one image is left": Case(SSKD, data=one_image_left),
     # Convolutions and batch normalisation of the global batch.
     "combined, synchronized": Case(COMBINED, batch_norm="synchronized", data=weighted),

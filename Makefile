@@ -39,7 +39,7 @@ format: $(VENV)/dev.installed  ## mend what can be mended
 docs: $(VENV)/dev.installed  ## the documentation as pages in site/, begin with site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/dev.installed  ## the figures of docs/benchmarks.md, in a quarter of an hour; nothing else may run
+bench: $(VENV)/dev.installed  ## the figures of docs/benchmarks.md, in half an hour; nothing else may run
 	$(BIN)/python benchmarks/run.py
 
 bench-full: $(VENV)/dev.installed  ## more pairs, more turns, the profile, the quality of a halved teacher

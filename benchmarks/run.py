@@ -1,6 +1,6 @@
 """Runs the benchmarks, one process each, and writes their figures to a report and a table.
 
-    python benchmarks/run.py           # `make bench`, about a quarter of an hour on two cores
+    python benchmarks/run.py           # `make bench`, about half an hour on two cores
     python benchmarks/run.py --full    # `make bench-full`: more pairs, more turns, the profile
 
 Ratios travel between machines, seconds do not: run nothing else meanwhile. KERAS_SSD_DATA in the

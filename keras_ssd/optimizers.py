@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import keras
@@ -13,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_ssd.arguments import check_not_negative
 from keras_ssd.schedules import rate_dtype
 
 
@@ -74,7 +73,8 @@ class SGD(keras.optimizers.Optimizer):
         learning_rate_multipliers: Mapping[str, float] | None = None,
         **options: Any,  # Keras' own, checked by Keras
     ) -> None:
-        _check(momentum=momentum, weight_decay=weight_decay)
+        check_not_negative("momentum", momentum)
+        check_not_negative("weight_decay", weight_decay)
         if momentum > 1:
             raise ValueError(f"`momentum` must lie in 0..1, got {momentum}.")
         if nesterov and momentum == 0:
@@ -84,7 +84,7 @@ class SGD(keras.optimizers.Optimizer):
         multipliers = _checked_multipliers(learning_rate_multipliers)
         is_constant = not callable(learning_rate)
         if is_constant:
-            _check(learning_rate=learning_rate)
+            check_not_negative("learning_rate", learning_rate)
         # Keras would hold a constant in its default float type, float32: a function makes it wait.
         rate = (lambda: learning_rate) if is_constant else learning_rate
         super().__init__(rate, weight_decay=float(weight_decay), **options)
@@ -169,12 +169,6 @@ class SGD(keras.optimizers.Optimizer):
         return optimizer
 
 
-def _check(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        if not (isinstance(value, Real) and 0 <= float(value) < math.inf):  # also refuses NaN
-            raise ValueError(f"`{name}` must be a finite number >= 0, got {value!r}.")
-
-
 def _checked_multipliers(multipliers: Mapping[str, float] | None) -> dict[str, float]:
     if multipliers is None:
         return {}
@@ -183,7 +177,8 @@ def _checked_multipliers(multipliers: Mapping[str, float] | None) -> dict[str, f
             "`learning_rate_multipliers` must map paths of weights to factors, got "
             f"{multipliers!r}: `models.stage_multipliers` makes such a mapping."
         )
-    _check(**{f"learning_rate_multipliers[{path!r}]": each for path, each in multipliers.items()})
+    for path, each in multipliers.items():
+        check_not_negative(f"learning_rate_multipliers[{path!r}]", each)
     return {str(path): float(each) for path, each in multipliers.items()}
 
 

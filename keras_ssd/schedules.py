@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_ssd.arguments import check_count, check_not_negative, is_integer
 
 
 def steps_at(
@@ -39,13 +40,13 @@ def steps_at(
     Source: `MultiStepLR` as SSKD, CRD and HSAKD use it; epochs 150, 180 and 210 of 240 in Xu et
     al. 2020, arXiv:2006.07114, on CIFAR-100. The running value is multiplied, as there.
     """
-    _check_rate("learning_rate", learning_rate)
-    _check_count("steps_per_epoch", steps_per_epoch)
+    check_not_negative("learning_rate", learning_rate)
+    check_count("steps_per_epoch", steps_per_epoch)
     if not 0 < factor < math.inf:  # also refuses NaN
         raise ValueError(f"`factor` must be a finite number > 0, got {factor}.")
     epochs = list(epochs)
     increasing = all(before < after for before, after in zip([-1, *epochs], epochs, strict=False))
-    if not increasing or not all(isinstance(epoch, Integral) for epoch in epochs):
+    if not increasing or not all(is_integer(epoch) for epoch in epochs):
         raise ValueError(
             f"`epochs` must be strictly increasing whole numbers from 0 up, got {epochs}."
         )
@@ -77,10 +78,10 @@ def cosine(
 
     Source: Loshchilov and Hutter 2017, arXiv:1608.03983, section 3, without restarts; SSLD.
     """
-    _check_rate("learning_rate", learning_rate)
-    _check_rate("final", final)
-    _check_count("epochs", epochs)
-    _check_count("steps_per_epoch", steps_per_epoch)
+    check_not_negative("learning_rate", learning_rate)
+    check_not_negative("final", final)
+    check_count("epochs", epochs)
+    check_count("steps_per_epoch", steps_per_epoch)
     return CosineRate(float(learning_rate), int(epochs) * int(steps_per_epoch), float(final))
 
 
@@ -115,9 +116,9 @@ def warm_up(
             f"`schedule` must be a LearningRateSchedule, got {schedule!r}: a constant rate is "
             "`steps_at(0.05, epochs=[], steps_per_epoch=...)`."
         )
-    _check_count("epochs", epochs)
-    _check_count("steps_per_epoch", steps_per_epoch)
-    _check_rate("start", start)
+    check_count("epochs", epochs)
+    check_count("steps_per_epoch", steps_per_epoch)
+    check_not_negative("start", start)
     return WarmUpRate(schedule, int(epochs) * int(steps_per_epoch), float(start))
 
 
@@ -192,13 +193,3 @@ class WarmUpRate(LearningRateSchedule):
         """The schedule that `get_config` describes."""
         schedule = keras.optimizers.schedules.deserialize(config["schedule"])
         return cls(**{**config, "schedule": schedule})
-
-
-def _check_rate(name: str, value: float) -> None:
-    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):  # also refuses NaN
-        raise ValueError(f"`{name}` must be a finite number >= 0, got {value!r}.")
-
-
-def _check_count(name: str, value: int) -> None:
-    if not (isinstance(value, Integral) and int(value) >= 1):
-        raise ValueError(f"`{name}` must be a whole number >= 1, got {value!r}.")

@@ -17,11 +17,12 @@ MODULES = {
     if path != PACKAGE / "__init__.py"
 }
 MAY_IMPORT = {  # what these may know of keras_ssd
-    "losses": {"losses"},
+    "arguments": set(),
+    "losses": {"arguments", "losses"},
     "collectives": set(),
     "batch": {"collectives"},
     "views": {"collectives"},
-    "objectives": {"losses", "batch", "collectives", "objectives"},
+    "objectives": {"arguments", "losses", "batch", "collectives", "objectives"},
 }
 KNOWN_TO_NOBODY = {"presets", "evaluation"}  # but to keras_ssd/__init__.py
 OPTIONAL = {"keras_hub", "matplotlib", "safetensors", "sklearn", "tensorflow_datasets", "torch"}

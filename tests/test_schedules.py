@@ -137,7 +137,7 @@ def test_an_epoch_has_steps(steps):
         lambda: schedules.cosine(0.05, epochs=1, steps_per_epoch=steps),
         lambda: schedules.warm_up(after, epochs=1, steps_per_epoch=steps),
     ):
-        with pytest.raises(ValueError, match="`steps_per_epoch` must be a whole number >= 1"):
+        with pytest.raises(ValueError, match="`steps_per_epoch` must be an integer >= 1"):
             make()
 
 
@@ -164,5 +164,5 @@ def test_warm_up_leads_to_a_schedule_and_takes_an_epoch():
     with pytest.raises(TypeError, match="`schedule` must be a LearningRateSchedule, got"):
         schedules.warm_up(0.05, epochs=1, steps_per_epoch=1)
     after = schedules.steps_at(0.05, epochs=[], steps_per_epoch=1)
-    with pytest.raises(ValueError, match="`epochs` must be a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match="`epochs` must be an integer >= 1, got 0"):
         schedules.warm_up(after, epochs=0, steps_per_epoch=1)

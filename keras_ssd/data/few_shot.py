@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 
 import numpy as np
 
+from keras_ssd.arguments import is_number
 from keras_ssd.data.order import check_seed
 
 
@@ -31,8 +31,7 @@ def stratified_subset(labels: np.ndarray, fraction: float, seed: int = 0) -> np.
     Source: Yang et al. 2021, arXiv:2107.13715, few-shot experiments (fractions 0.25, 0.5, 0.75 and
     seed 0 on CIFAR-100).
     """
-    is_number = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
-    if not is_number or not 0 < fraction <= 1:
+    if not is_number(fraction) or not 0 < fraction <= 1:
         raise ValueError(f"`fraction` must be a number in (0, 1], got {fraction!r}.")
     check_seed(seed)
     labels = np.asarray(labels)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
-
 import numpy as np
 
+from keras_ssd.arguments import is_number
 from keras_ssd.data.order import check_seed
 
 
@@ -29,8 +28,7 @@ def symmetric_noise(labels: np.ndarray, num_classes: int, rate: float, seed: int
     Raises:
         ValueError: If an argument is out of range.
     """
-    is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-    if not is_number or not 0 <= rate <= 1:
+    if not is_number(rate) or not 0 <= rate <= 1:
         raise ValueError(f"`rate` must be a number in [0, 1], got {rate!r}.")
     check_seed(seed)
     if num_classes < 2:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numpy as np
 
+from keras_ssd.arguments import check_count, check_height_and_width, is_integer, is_number
 from keras_ssd.data.folder_layout import listed
 from keras_ssd.data.folders import folder_of, open_folder
 from keras_ssd.data.images import Images, Streamed
@@ -155,32 +155,19 @@ def _opened(
 
 
 def _check(batch_size: int, validation: float, image_size: tuple[int, int] | None) -> None:
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"`batch_size` must be an integer >= 1, got {batch_size!r}.")
-    is_count = isinstance(validation, int | np.integer)
-    is_number = isinstance(validation, int | float | np.number) and not isinstance(validation, bool)
-    if not is_number or not (validation >= 0 if is_count else 0 <= validation < 1):
+    check_count("batch_size", batch_size)
+    is_count = is_integer(validation)
+    if not is_number(validation) or not (validation >= 0 if is_count else 0 <= validation < 1):
         raise ValueError(
             f"`validation` must be a share in [0, 1) or a number of images, got {validation!r}."
         )
-    is_pair = isinstance(image_size, tuple | list) and len(image_size) == 2
-    if image_size is not None and not (is_pair and all(map(_is_length, image_size))):
-        raise ValueError(
-            "`image_size` must be None or a pair of integers >= 1, (height, width), got "
-            f"{image_size!r}."
-        )
-
-
-def _is_length(value: Any) -> bool:
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return is_integer and value >= 1
+    check_height_and_width(image_size)
 
 
 def _hold_out(source: Source, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows of the source that train and those that validate."""
     rows = source.train_rows
-    is_count = isinstance(validation, int | np.integer)
-    count = int(validation) if is_count else round(validation * len(rows))
+    count = int(validation) if is_integer(validation) else round(validation * len(rows))
     if count >= len(rows) or (count == 0 and validation > 0):
         raise ValueError(
             f"`validation`={validation} holds out {count} of {len(rows)} training images: neither "

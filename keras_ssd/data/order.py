@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.arguments import is_integer
+
 _PREFIX = "keras_ssd/epoch/"
 _EPOCHS: dict[str, tf.Variable] = {}  # also keeps them alive: a data set does not own its variables
 
@@ -79,6 +81,5 @@ def epochs_of(dataset: object) -> list[tf.Variable]:
 
 def check_seed(seed: int) -> None:
     """Raises ValueError unless `seed` is an integer in [0, 2^32), what NumPy's generator takes."""
-    is_integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not is_integer or not 0 <= seed < 2**32:
+    if not is_integer(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"`seed` must be an integer in [0, 2^32), got {seed!r}.")

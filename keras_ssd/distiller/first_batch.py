@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.arguments import check_count
+
 
 def first_batch(x: Any, y: Any = None, sample_weight: Any = None, batch_size: int = 32) -> Any:
     """One batch as a step is given it.
@@ -30,9 +32,7 @@ def first_batch(x: Any, y: Any = None, sample_weight: Any = None, batch_size: in
     if isinstance(x, keras.utils.PyDataset):
         return None if x.num_batches == 0 else x[0]
     arrays = [a for a in keras.tree.flatten((x, y, sample_weight)) if a is not None]
-    is_integer = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if not is_integer or batch_size < 1:
-        raise ValueError(f"`batch_size` must be an integer >= 1, got {batch_size!r}.")
+    check_count("batch_size", batch_size)
     are_arrays = all(hasattr(array, "shape") and len(array.shape) for array in arrays)
     if not arrays or not are_arrays or not len(arrays[0]):
         return None

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.arguments import check_count
 from keras_ssd.data.order import check_seed
 from keras_ssd.evaluation.features import Features
 from keras_ssd.optimizers import SGD
@@ -114,10 +115,10 @@ def linear_probe(
     normalised by constants of the new data set, and the best epoch on the test images is reported.
     """
     check_seed(seed)
-    _check_count("epochs", epochs)
-    _check_count("batch_size", batch_size)
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
     if num_classes is not None:
-        _check_count("num_classes", num_classes, smallest=2)
+        check_count("num_classes", num_classes, smallest=2)
     if tf.distribute.has_strategy():
         raise ValueError("Leave the scope of the tf.distribute strategy before probing.")
 
@@ -148,12 +149,6 @@ def linear_probe(
         bias=bias,
         model=features.classified_by(layer),
     )
-
-
-def _check_count(name: str, value: Any, smallest: int = 1) -> None:
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or value < smallest:
-        raise ValueError(f"`{name}` must be an integer >= {smallest}, got {value!r}.")
 
 
 def _checked_classes(given: Mapping[str, Vectors], num_classes: int | None) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import keras
 
+from keras_ssd.arguments import check_height_and_width
 from keras_ssd.freezing.calls import Call, Calls
 from keras_ssd.heads.main_path import replay
 from keras_ssd.heads.taps import strip_heads
@@ -83,9 +83,9 @@ def _images(
             f"Model {model.name!r} must take one tensor, the images, and takes "
             f"{len(keras.tree.flatten(images))}."
         )
-    shape = images.shape[1:]
-    if image_size is not None:
-        shape = (*_checked_size(image_size), *shape[2:])
+    shape, size = images.shape[1:], check_height_and_width(image_size)
+    if size is not None:
+        shape = (*size, *shape[2:])
         if len(shape) != 3 or any(_is_channels_first(call.layer) for call in network.calls):
             raise ValueError(
                 "`image_size` needs a network of images (height, width, channels), and model "
@@ -93,16 +93,6 @@ def _images(
                 "data_format='channels_first'."
             )
     return keras.Input(shape, dtype=images.dtype, name=images.name)
-
-
-def _checked_size(image_size: Any) -> tuple[int, int]:
-    is_pair = isinstance(image_size, (tuple, list)) and len(image_size) == 2
-    if not is_pair or not all(isinstance(size, Integral) and int(size) > 0 for size in image_size):
-        raise ValueError(
-            "`image_size` must be None or a pair of integers >= 1, (height, width), got "
-            f"{image_size!r}."
-        )
-    return int(image_size[0]), int(image_size[1])
 
 
 def _is_channels_first(layer: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_ssd.arguments import check_count
 from keras_ssd.heads.linear import linear
 from keras_ssd.heads.taps import with_embedding
 from keras_ssd.layers.functional import as_functional, network_like, outputs_of
@@ -91,7 +92,7 @@ def node_embedding_head(width: int, num_classes: int, *, units: int = 256) -> ke
 
     Source: as `with_node_embedding`.
     """
-    _check_number("width", width, 1)
+    check_count("width", width)
     embedding = keras.Input([width], name="embedding")
     head = _linear_layers(embedding, units, num_classes, keras.config.floatx())
     return keras.Model(embedding, head, name="node_embedding_head")
@@ -116,8 +117,8 @@ def fixed_node_embedding(width: int, *, units: int = 256, seed: int = 0) -> kera
 
     Source: ours. Published is only a head that learns from labels.
     """
-    _check_number("width", width, 1)
-    _check_number("units", units, 2)
+    check_count("width", width)
+    check_count("units", units, smallest=2)
     embedding = node = keras.Input([width], name="embedding")
     if width != units:
         orthogonal = keras.initializers.Orthogonal(seed=seed)
@@ -181,16 +182,10 @@ def _check_kept(network: keras.Model, kept: Mapping[str, keras.KerasTensor]) -> 
 def _linear_layers(
     embedding: keras.KerasTensor, units: int, num_classes: int, dtype: str
 ) -> dict[str, keras.KerasTensor]:
-    _check_number("units", units, 2)
-    _check_number("num_classes", num_classes, 2)
+    check_count("units", units, smallest=2)
+    check_count("num_classes", num_classes, smallest=2)
     node = linear(embedding, units, NODE, dtype)
     return {NODE: node, LOGITS: linear(node, num_classes, LOGITS, dtype)}
-
-
-def _check_number(name: str, number: Any, smallest: int) -> None:
-    is_integer = isinstance(number, int | np.integer) and not isinstance(number, bool)
-    if not is_integer or number < smallest:
-        raise ValueError(f"`{name}` must be an integer >= {smallest}, got {number!r}.")
 
 
 def _is_linear(layer: Any, name: str) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tensorflow as tf
 from keras import ops
 
-from keras_ssd.losses.arguments import check_temperature, class_labels
+from keras_ssd.arguments import check_temperature
 from keras_ssd.losses.blocks import check_same_width
 from keras_ssd.losses.divergences import symmetric_kl_divergence
+from keras_ssd.losses.labels import class_labels
 from keras_ssd.losses.precision import at_least_float32
 from keras_ssd.losses.similarity import cosine_similarity
 

@@ -6,9 +6,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_ssd.losses.arguments import check_temperature, class_labels
+from keras_ssd.arguments import check_temperature
 from keras_ssd.losses.blocks import kept_of, only_kept
 from keras_ssd.losses.divergences import kl_divergence
+from keras_ssd.losses.labels import class_labels
 from keras_ssd.losses.norms import ROUNDING, safe_root
 from keras_ssd.losses.precision import at_least_float32
 

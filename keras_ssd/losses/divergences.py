@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from keras import ops
 
-from keras_ssd.losses.arguments import check_temperature
+from keras_ssd.arguments import check_temperature
 from keras_ssd.losses.precision import at_least_float32
 
 if TYPE_CHECKING:

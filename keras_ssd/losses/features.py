@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from keras import ops
 
-from keras_ssd.losses.arguments import is_number
+from keras_ssd.arguments import is_number
 from keras_ssd.losses.norms import unit_vectors
 from keras_ssd.losses.pooling import adaptive_average_pooling, of_one_size
 from keras_ssd.losses.precision import at_least_float32

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_ssd.losses.arguments import check_weight
+from keras_ssd.arguments import check_not_negative
 from keras_ssd.losses.blocks import check_same_rows, check_same_width, kept_of, only_kept
 from keras_ssd.losses.norms import ROUNDING, products, safe_root
 from keras_ssd.losses.precision import at_least_float32
@@ -138,8 +138,8 @@ def embedding_graph_loss(
     Source: Ma et al. 2022, arXiv:2211.13264, equations 7 and 8, and the authors' training program
     for 0.8 and 0.24 (lambda_EGA = 0.8, lambda = 0.3; their loss class has 1 and 0.3).
     """
-    node_weight = check_weight("node_weight", node_weight)
-    edge_weight = check_weight("edge_weight", edge_weight)
+    node_weight = check_not_negative("node_weight", node_weight)
+    edge_weight = check_not_negative("edge_weight", edge_weight)
     teacher, student = _both(teacher_nodes, student_nodes, weights)
     total = ops.zeros([], keras.backend.result_type(teacher.dtype, student.dtype))
     if node_weight:

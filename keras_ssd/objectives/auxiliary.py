@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 
 from keras_ssd import losses
+from keras_ssd.arguments import check_temperature
 from keras_ssd.batch import Batch, auxiliary_names
-from keras_ssd.losses.arguments import check_temperature
 from keras_ssd.losses.joint_labels import Rule
 from keras_ssd.objectives.objective import Objective, weighted_sum
 

@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 
 from keras_ssd import losses
+from keras_ssd.arguments import check_temperature
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_gather
-from keras_ssd.losses.arguments import check_temperature
 from keras_ssd.losses.contrastive import known_labels, noise_contrastive_rows
 from keras_ssd.objectives.objective import OneOutputEach, weighted_sum
 

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.arguments import check_count, check_option, check_temperature
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_gather, all_sum
-from keras_ssd.losses.arguments import check_option, check_temperature
 from keras_ssd.losses.contrastive import contrastive_representation_loss
 from keras_ssd.losses.norms import unit_vectors
 from keras_ssd.losses.precision import at_least_float32
@@ -109,11 +109,11 @@ class ContrastiveRepresentation(OneOutputEach):
         check_option("positives", positives, get_args(Positives))
         self.momentum = check_share("momentum", momentum)
         self.positives = positives
-        self.seed = _checked_integer("seed", seed, 0)
+        self.seed = check_count("seed", seed, smallest=0)
         self.images = ImagesByClass(
-            labels, _checked_integer("negatives", negatives, 1), positives == "class"
+            labels, check_count("negatives", negatives), positives == "class"
         )
-        width = _checked_integer("width", width, 1)
+        width = check_count("width", width)
         self.state = ContrastiveMemory(len(self.images.labels), width, self.seed)
 
     def check_outputs(
@@ -240,9 +240,3 @@ class ContrastiveRepresentation(OneOutputEach):
         """The objective of a `get_config`, with new banks."""
         packed = base64.b64decode(config["labels"])
         return cls(**{**config, "labels": np.frombuffer(zlib.decompress(packed), "<i4")})
-
-
-def _checked_integer(name: str, value: int, lowest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
-        raise ValueError(f"`{name}` must be an integer >= {lowest}, got {value!r}.")
-    return int(value)

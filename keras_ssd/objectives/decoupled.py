@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_ssd.arguments import check_not_negative
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_gather
-from keras_ssd.losses.arguments import check_weight
 from keras_ssd.losses.blocks import kept_of, only_kept
 from keras_ssd.losses.decoupled import class_relations, decoupled_divergence, image_relations
 from keras_ssd.objectives.objective import weighted_sum
@@ -66,8 +66,8 @@ class DecoupledSoftLabels(SoftenedLogits):
             student_output=student_output,
             name=name,
         )
-        self.target_weight = check_weight("target_weight", target_weight)
-        self.other_weight = check_weight("other_weight", other_weight)
+        self.target_weight = check_not_negative("target_weight", target_weight)
+        self.other_weight = check_not_negative("other_weight", other_weight)
 
     def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """The sum over this replica's labeled rows and their weight, two scalars."""
@@ -131,8 +131,8 @@ class ClassRelations(SoftenedLogits):
             student_output=student_output,
             name=name,
         )
-        self.inter_weight = check_weight("inter_weight", inter_weight)
-        self.intra_weight = check_weight("intra_weight", intra_weight)
+        self.inter_weight = check_not_negative("inter_weight", inter_weight)
+        self.intra_weight = check_not_negative("intra_weight", intra_weight)
 
     def __call__(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """The sum over this replica's rows and their weight, two scalars."""

@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 import keras
 import tensorflow as tf
 
+from keras_ssd.arguments import check_not_negative, check_option
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_gather, all_sum, replica_rows, row_count
 from keras_ssd.losses import graph
-from keras_ssd.losses.arguments import check_option, check_weight
 from keras_ssd.losses.norms import safe_root
 from keras_ssd.objectives.objective import OneOutputEach
 
@@ -67,8 +67,8 @@ class EmbeddingGraph(OneOutputEach):
         super().__init__(
             teacher_output=teacher_output, student_output=student_output, weight=weight, name=name
         )
-        self.node_weight = check_weight("node_weight", node_weight)
-        self.edge_weight = check_weight("edge_weight", edge_weight)
+        self.node_weight = check_not_negative("node_weight", node_weight)
+        self.edge_weight = check_not_negative("edge_weight", edge_weight)
         check_option("normalization", normalization, get_args(Normalization))
         check_option("scope", scope, get_args(Scope))
         self.normalization = normalization

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_ssd.arguments import check_not_negative, is_number
 from keras_ssd.batch import Batch, Rows
-from keras_ssd.losses.arguments import check_weight, is_number
 
 
 class Objective(abc.ABC):
@@ -51,7 +51,7 @@ class Objective(abc.ABC):
     state: keras.layers.Layer | None = None
 
     def __init__(self, *, weight: float = 1.0, name: str | None = None) -> None:
-        self.weight = check_weight("weight", weight)
+        self.weight = check_not_negative("weight", weight)
         self.name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @abc.abstractmethod

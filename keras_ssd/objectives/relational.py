@@ -9,10 +9,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_ssd.arguments import check_not_negative
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_gather, all_sum, replica_rows, row_count
 from keras_ssd.losses import relational
-from keras_ssd.losses.arguments import check_weight
 from keras_ssd.losses.blocks import Block, kept_of, rows_of
 from keras_ssd.objectives.objective import OneOutputEach, weighted_sum
 
@@ -150,8 +150,8 @@ class RelationalKnowledge(_Relational):
         super().__init__(
             teacher_output=teacher_output, student_output=student_output, weight=weight, name=name
         )
-        self.distance_weight = check_weight("distance_weight", distance_weight)
-        self.angle_weight = check_weight("angle_weight", angle_weight)
+        self.distance_weight = check_not_negative("distance_weight", distance_weight)
+        self.angle_weight = check_not_negative("angle_weight", angle_weight)
 
     def _values(self, teacher: Block, student: Block) -> tf.Tensor:
         values = tf.zeros_like(student.kept_rows)

@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 
 from keras_ssd import losses
+from keras_ssd.arguments import check_count, check_temperature
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_gather, replica_rows, row_count
-from keras_ssd.losses.arguments import check_temperature
 from keras_ssd.losses.blockwise_similarity import (
     Similarities,
     blockwise_cross_entropy,
@@ -42,7 +42,9 @@ class _Similarity(Objective):
     ) -> None:
         super().__init__(weight=weight, name=name)
         self.temperature = check_temperature(temperature)
-        self.columns_per_block = _check_columns(columns_per_block)
+        if columns_per_block is not None:
+            check_count("columns_per_block", columns_per_block)
+        self.columns_per_block = columns_per_block
 
     def _similarity(self, batch: Batch, projections: tf.Tensor) -> tf.Tensor:
         """The whole matrix `[R, C]`."""
@@ -200,14 +202,3 @@ class ContrastivePretext(_Similarity):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "student_output": self.student_outputs[0]}
-
-
-def _check_columns(columns_per_block: int | None) -> int | None:
-    if columns_per_block is None:
-        return None
-    is_integer = isinstance(columns_per_block, int) and not isinstance(columns_per_block, bool)
-    if not is_integer or columns_per_block < 1:
-        raise ValueError(
-            f"`columns_per_block` must be None or an integer >= 1, got {columns_per_block!r}."
-        )
-    return columns_per_block

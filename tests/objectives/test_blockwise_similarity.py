@@ -98,5 +98,5 @@ def test_config(objective, options):
 @pytest.mark.parametrize("columns", [0, -1, 2.0, True, "8"])
 @pytest.mark.parametrize("objective", [SimilarityTransfer, ContrastivePretext])
 def test_columns_must_be_a_positive_integer(objective, columns):
-    with pytest.raises(ValueError, match="`columns_per_block` must be None or an integer >= 1"):
+    with pytest.raises(ValueError, match="`columns_per_block` must be an integer >= 1"):
         objective(columns_per_block=columns)

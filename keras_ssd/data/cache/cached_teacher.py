@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.arguments import check_count
 from keras_ssd.data.cache.answers import Answers
 from keras_ssd.data.cache.building import Building
 from keras_ssd.data.cache.forms import DTYPES, Form, form_of
@@ -229,8 +230,8 @@ def _check(
         )
     counts = {"augmentations": augmentations, "batch_size": batch_size, "top_k": top_k}
     for name, value in counts.items():
-        if not _is_count(value) and not (name == "top_k" and value is None):
-            raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+        if name != "top_k" or value is not None:
+            check_count(name, value)
     if augmentations > 1 and not views.num_draws:
         raise ValueError(
             f"`augmentations` must be 1 for views without crop and flip, got {augmentations}: they "
@@ -243,8 +244,3 @@ def _check(
         raise ValueError(f"`dtype` must be one of {DTYPES}, got {dtype!r}.")
     if verbose not in (0, 1):
         raise ValueError(f"`verbose` must be 0 or 1, got {verbose!r}.")
-
-
-def _is_count(value: Any) -> bool:
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return is_integer and value >= 1

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_ssd.arguments import is_integer
 from keras_ssd.data.mining import neighbours
 from keras_ssd.data.mining.hashes import HASH_BITS, hashes_of, sha256_of
-from keras_ssd.data.mining.neighbours import HashTables, Vectors, check_cosine, is_integer
+from keras_ssd.data.mining.neighbours import HashTables, Vectors, check_cosine
 
 DETECTORS = ("dhash", "embedding")
 

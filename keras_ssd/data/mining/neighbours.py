@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.arguments import check_count, is_number
 from keras_ssd.data.mining.hashes import HASH_BITS, packed
 
 NORM_FLOOR = 1e-12
@@ -44,8 +44,7 @@ def near_duplicates(
         ValueError: If shapes do not fit, values are not finite or an argument is out of range.
     """
     check_cosine("threshold", threshold)
-    if not is_integer(block_size) or block_size < 1:
-        raise ValueError(f"`block_size` must be an integer >= 1, got {block_size!r}.")
+    check_count("block_size", block_size)
     vectors, index = Vectors.of("candidates", candidates), Vectors.of("evaluation", evaluation)
     if not len(index):
         raise ValueError("`evaluation` must have a row at least, got none.")
@@ -212,15 +211,9 @@ def _firsts(groups: np.ndarray, distances: np.ndarray, rows: np.ndarray) -> np.n
     return order[np.unique(groups[order], return_index=True)[1]]
 
 
-def is_integer(value: object) -> bool:
-    """Whether it is an integer and no bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
 def check_cosine(name: str, value: float) -> None:
     """Refuses what is no number in (0, 1]."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= 1:
+    if not is_number(value) or not 0 < value <= 1:
         raise ValueError(f"`{name}` must be a number in (0, 1], got {value!r}.")
 
 

@@ -7,10 +7,8 @@ import copy
 import functools
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
-
+from keras_ssd.arguments import check_count, is_integer
 from keras_ssd.data.mining.records import Record
 
 
@@ -53,7 +51,7 @@ class NumberedPool(abc.ABC):
         Raises:
             ValueError: If a number is out of range or no image is in this shard.
         """
-        if not _is_integer(count) or not _is_integer(index) or not 0 <= index < count:
+        if not is_integer(count) or not is_integer(index) or not 0 <= index < count:
             raise ValueError(
                 f"A shard is `index` of `count`, 0 <= index < count, got {index!r} of {count!r}."
             )
@@ -70,15 +68,9 @@ class NumberedPool(abc.ABC):
 
     def read(self, start: int = 0) -> Iterator[Record]:
         """The images from number `start` on; those before are not decoded."""
-        if not _is_integer(start) or start < 0:
-            raise ValueError(f"`start` must be an integer >= 0, got {start!r}.")
-        rows = self._rows[int(start) :]
+        rows = self._rows[check_count("start", start, smallest=0) :]
         return self._read(rows) if rows else iter(())
 
     @abc.abstractmethod
     def _read(self, rows: range) -> Iterator[Record]:
         """The images of some rows, at least one."""
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

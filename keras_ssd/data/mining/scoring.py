@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssd.arguments import check_count, check_height_and_width
 from keras_ssd.data.folder_layout import listed
 from keras_ssd.data.mining.duplicates import DETECTORS, sha256_of
 from keras_ssd.data.mining.evaluation import Evaluation, Index
@@ -341,21 +342,10 @@ def _check(
         raise ValueError(f"`temperature` must be > 0 and finite, got {temperature}.")
     counts = {"classes_per_image": classes_per_image, "batch_size": batch_size}
     for name, value in counts.items():
-        if not _is_count(value):
-            raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
-    is_pair = isinstance(image_size, tuple | list) and len(image_size) == 2
-    if image_size is not None and not (is_pair and all(map(_is_count, image_size))):
-        raise ValueError(
-            "`image_size` must be None or a pair of integers >= 1, (height, width), got "
-            f"{image_size!r}."
-        )
+        check_count(name, value)
+    check_height_and_width(image_size)
     if verbose not in (0, 1):
         raise ValueError(f"`verbose` must be 0 or 1, got {verbose!r}.")
-
-
-def _is_count(value: Any) -> bool:
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return is_integer and value >= 1
 
 
 def _tell(pool: Pool, scores: Scores, rate: float) -> None:

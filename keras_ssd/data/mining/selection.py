@@ -6,7 +6,6 @@ import collections
 import heapq
 import itertools
 import math
-import numbers
 import os
 import pathlib
 import warnings
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_ssd.arguments import check_count, is_integer, is_number
 from keras_ssd.data.folder_layout import listed
 from keras_ssd.data.mining.manifest import FATES, SCHEMA, Manifest, Row, float32, write
 from keras_ssd.data.mining.records import Scored
@@ -124,8 +124,7 @@ def top_k_per_class(
     SSLD recipe (one). There, ties and duplicate ids are not spoken of.
     """
     _check(k, min_score)
-    if not _is_integer(num_classes) or num_classes < 1:
-        raise ValueError(f"`num_classes` must be an integer >= 1, got {num_classes!r}.")
+    check_count("num_classes", num_classes)
     threshold = float32(min_score)
     best = [_Best(int(k)) for _ in range(num_classes)]
     counts = dict.fromkeys(("seen", *FATES), 0)
@@ -140,15 +139,10 @@ def top_k_per_class(
 
 
 def _check(k: int, min_score: float) -> None:
-    if not _is_integer(k) or k < 0:
+    if not is_integer(k) or k < 0:
         raise ValueError(f"`k`, the images to keep of a class, must be an integer >= 0, got {k!r}.")
-    is_number = isinstance(min_score, numbers.Real) and not isinstance(min_score, bool)
-    if not is_number or not 0 <= min_score <= 1:
+    if not is_number(min_score) or not 0 <= min_score <= 1:
         raise ValueError(f"`min_score` must be a number in [0, 1], got {min_score!r}.")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _encoded(id: str) -> bytes:

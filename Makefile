@@ -14,7 +14,7 @@ quickstart: $(VENV)/quickstart.installed  ## a teacher, a student and a SavedMod
 	$(BIN)/python examples/quickstart.py --seeds $(SEEDS)
 
 equality: $(VENV)/dev.installed  ## 1 = 2 = 4 replicas = 2 workers, for a tiny network or your own
-	$(BIN)/python examples/equality.py
+	$(BIN)/python examples/equality.py $(ARGS)
 
 test: $(VENV)/dev.installed  ## all tests but the slow ones
 	$(PYTEST)

@@ -72,8 +72,9 @@ def get_strategy(name: str = "auto", *, timeout: float = 300.0) -> tf.distribute
             * `"auto"`: `"multi_worker"` where `TF_CONFIG` names several workers, `"tpu"` where
               there is one or `TPU_NAME` is set, `"mirrored"` where there are several GPUs, else
               `"default"`.
-        timeout: Seconds, > 0, that workers wait for one another at the start, and that a TPU at
-            `host:port` may take to answer.
+        timeout: Seconds, > 0, that workers wait for one another at the start, and that a TPU with
+            an address may take to answer. Workers and TPUs that answer and then start nothing end
+            this process with a sentence, as TensorFlow waits for them and lets nobody in.
 
     Returns:
         A `tf.distribute.Strategy`.
@@ -270,17 +271,23 @@ def _multi_worker(timeout: float) -> MultiWorkerStrategy:
 
 
 def _tpu(address: str, timeout: float) -> tf.distribute.Strategy:
+    end = time.monotonic() + timeout
     if "://" not in address and is_address(address):
         address = f"grpc://{address}"
     if address.startswith("grpc://"):
         place = address.removeprefix("grpc://")
         if not is_address(place):
             raise ValueError(f"The address of a TPU is grpc://host:port, got {address!r}.")
-        wait_for(place, time.monotonic() + timeout, timeout)
+        wait_for(place, end, timeout)
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address or "local")
         if address not in ("", "local"):
-            tf.config.experimental_connect_to_cluster(resolver)
+            late = (
+                f"The TPU at {address!r} did not start within {timeout:g} s: check its address "
+                "with your provider, or give it more time (`timeout=`)."
+            )
+            with ended_after(max(end - time.monotonic(), 1.0), late):
+                tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:

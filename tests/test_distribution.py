@@ -261,6 +261,15 @@ def test_a_tpu_that_does_not_answer_is_named(scheme):
         get_strategy(f"tpu:{scheme}{place}", timeout=0.5)
 
 
+def test_a_tpu_that_takes_the_connection_and_says_nothing_ends_the_process():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        place = f"127.0.0.1:{mute.getsockname()[1]}"
+        code = f"import keras_ssd; keras_ssd.distribution.get_strategy('tpu:{place}', timeout=3.0)"
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert f"The TPU at 'grpc://{place}' did not start within 3 s: check its" in ended.stderr
+
+
 def test_the_name_of_a_tpu_comes_from_the_environment(monkeypatch):
     place = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("TPU_NAME", f"grpc://{place}")
@@ -269,10 +278,6 @@ def test_the_name_of_a_tpu_comes_from_the_environment(monkeypatch):
 
 
 # Who writes
-
-
-class Resolver(tf.distribute.cluster_resolver.SimpleClusterResolver):
-    """A worker of a cluster."""
 
 
 @pytest.mark.parametrize(
@@ -329,6 +334,7 @@ def test_only_the_files_of_the_chief_stay(of_second_worker, tmp_path):
     of_second_worker.save(tmp_path / "distiller.keras")
     of_second_worker.save_weights(tmp_path / "distiller.weights.h5")
     ssd.export_student(of_second_worker, tmp_path / "student")
+    of_second_worker.export(tmp_path / "exported", verbose=False)
     assert not any(tmp_path.iterdir())
 
 

@@ -16,10 +16,9 @@ import tensorflow as tf
 from keras_ssd.freezing.calls import Calls
 from keras_ssd.layers.frozen_backbone import FrozenCopy
 from keras_ssd.layers.functional import as_functional, is_functional
-from keras_ssd.layers.structure import flat_layers
 from keras_ssd.teacher import FrozenTeacher, freeze
 
-_OF_A_COPY = ("build_config", "dtype", "module", "name", "registered_name", "seed", "trainable")
+_OF_A_COPY = ("build_config", "dtype", "module", "name", "registered_name", "trainable")
 _OF_TRAINING = ("_initializer", "_regularizer", "_constraint")
 
 
@@ -75,17 +74,22 @@ def digest_of_weights(frozen: FrozenTeacher) -> str:
             _update(digest, variable)
         preprocessing = preprocessing.model
     if preprocessing is not None:
-        for layer in flat_layers(preprocessing):
-            if not isinstance(layer, keras.Model):
-                digest.update(json.dumps(kind_of(layer), sort_keys=True).encode())
+        digest.update(json.dumps(_wiring(preprocessing), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _wiring(layer: Any) -> list[Any]:
+    """As `_structure`, of a layer or a network that may not have been built."""
+    if isinstance(layer, keras.Sequential):
+        return [_wiring(each) for each in layer.layers]
+    return _structure(layer) if isinstance(layer, keras.Model) else kind_of(layer)
 
 
 def _structure(model: Any) -> list[Any]:
     """What a network computes with its weights: each call, and whose outputs it takes."""
     if not is_functional(model):  # no graph tells, so what its `get_config` does not is not seen
         with contextlib.suppress(NotImplementedError):
-            return kind_of(model)
+            return [type(model).__name__, _plain(model.get_config())]
         return [type(model).__qualname__]
     network = Calls.of(as_functional(model))
     numbers = {id(tensor): n for n, tensor in enumerate(keras.tree.flatten(network.inputs))}
@@ -102,19 +106,37 @@ def _structure(model: Any) -> list[Any]:
 
 
 def kind_of(layer: Any) -> list[Any]:
-    """The class and the settings of a layer, without what a copy of it may have otherwise."""
-    config = getattr(layer, "__dict__", {})
-    if isinstance(layer, keras.layers.Layer):
+    """The class and the settings of a layer, without what a copy of it may have otherwise.
+
+    Raises:
+        ValueError: If a layer does not tell its settings.
+    """
+    if not isinstance(layer, keras.layers.Layer):
+        return [type(layer).__name__, _plain(getattr(layer, "__dict__", {}))]
+    try:
         config = layer.get_config()
-    return [type(layer).__name__, _plain(config)]
+    except NotImplementedError:
+        raise ValueError(
+            f"The layers of the teacher must tell their settings, and {layer.name!r} of "
+            f"{type(layer).__name__} has no `get_config`, so that nothing tells it from another: "
+            "give it one."
+        ) from None
+    return [type(layer).__name__, _plain(config, _is_of_keras(type(layer).__module__))]
 
 
-def _plain(value: Any) -> Any:
+def _is_of_keras(module: Any) -> bool:
+    """Whether Keras made a layer, whose seed then matters in training alone, and is random."""
+    return str(module).startswith("keras.")
+
+
+def _plain(value: Any, of_keras: bool = False) -> Any:
     if isinstance(value, Mapping):
+        inner = _is_of_keras(value.get("module"))
         return {
-            str(key): _plain(entry)
+            str(key): _plain(entry, of_keras=inner)
             for key, entry in value.items()
             if key not in _OF_A_COPY
+            and not (of_keras and key == "seed")
             and not str(key).startswith("_")
             and not str(key).endswith(_OF_TRAINING)
         }

@@ -183,6 +183,12 @@ def check_inputs(distiller: Any, inputs: Inputs) -> None:
             "`teacher_views` make the images of a teacher that runs, and the data holds stored "
             "outputs: leave one of them out."
         )
+    batch_norm = "inference" if distiller.teacher is None else distiller.teacher.batch_norm
+    if batch_norm != "inference" and inputs.teacher is not None:
+        raise ValueError(
+            f"`teacher_batch_norm={batch_norm!r}` is of a teacher that runs, and the data holds "
+            "stored outputs: leave one of them out."
+        )
     if distiller.teacher_head is not None and distiller.teacher is None and inputs.teacher is None:
         raise ValueError(
             "The teacher's head reads a teacher, and the Distiller has none: give it one with "

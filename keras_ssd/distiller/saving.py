@@ -82,7 +82,8 @@ class Saved(Steps):
         if format == "tf_saved_model" and options.keys() <= {"outputs", "class_names"}:
             export_student(self, filepath, **options)
         else:
-            strip_heads(self.student).export(filepath, format=format, **options)
+            with chief_path(filepath, self.distribute_strategy) as path:
+                strip_heads(self.student).export(path, format=format, **options)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, serialised, without the teacher."""

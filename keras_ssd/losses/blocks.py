@@ -124,3 +124,12 @@ def check_same_width(teacher: tf.Tensor, student: tf.Tensor, name: str) -> None:
             f"The teacher's {name} have width {teacher.shape[-1]} and the student's "
             f"{student.shape[-1]}: give both a head of one width."
         )
+
+
+def check_widths(rows: tf.Tensor, columns: tf.Tensor) -> None:
+    """Refuses rows and columns of different widths."""
+    if not rows.shape[-1:].is_compatible_with(columns.shape[-1:]):
+        raise ValueError(
+            f"Rows have width {rows.shape[-1]} and columns width {columns.shape[-1]}: compare "
+            "vectors of one width."
+        )

@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from keras_ssd.losses.blocks import check_widths
 from keras_ssd.losses.norms import unit_vectors
 from keras_ssd.losses.precision import at_least_float32
-from keras_ssd.losses.similarity import NO_COLUMN, SMALLEST_NORM, check_widths
+from keras_ssd.losses.similarity import NO_COLUMN, SMALLEST_NORM
 
 _State = tuple[tf.Tensor, ...]
 

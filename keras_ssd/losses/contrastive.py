@@ -6,13 +6,12 @@ import tensorflow as tf
 from keras import ops
 
 from keras_ssd.arguments import check_temperature
-from keras_ssd.losses.blocks import check_same_width
+from keras_ssd.losses.blocks import check_same_width, kept_of
 from keras_ssd.losses.divergences import symmetric_kl_divergence
 from keras_ssd.losses.labels import class_labels
-from keras_ssd.losses.precision import at_least_float32
-from keras_ssd.losses.similarity import cosine_similarity
+from keras_ssd.losses.norms import SMALLEST_NORM, products, unit_vectors
+from keras_ssd.losses.precision import NO_LOGIT, at_least_float32
 
-_NO_COLUMN = -1e30  # finite, so that 0 times it stays 0; its softmax is exactly 0
 _SHARE_EPSILON = 1e-10
 _SCORE_EPSILON = 1e-7
 
@@ -33,8 +32,8 @@ def noise_contrastive_loss(
 
     Args:
         teacher: Float tensor `[B, D]`.
-        student: Float tensor `[B, D]`. Its length does not matter; a zero vector has cosine 0 with
-            all, and no gradient.
+        student: Float tensor `[B, D]`. Its length does not matter from 1e-12 on; a zero vector has
+            cosine 0 with all, and no gradient.
         labels: Integers `[B]`; -1 is unlabeled and takes no part.
         temperature: T, a finite number > 0.
         weights: `[B]`; an image of weight 0 takes no part, as if it were not there, and may be NaN.
@@ -133,7 +132,7 @@ def known_labels(
 ) -> tf.Tensor:
     """The labels as int32 `[B]`, -1 where an image takes no part."""
     labels = class_labels(labels, embeddings)
-    return labels if weights is None else tf.where(weights > 0, labels, -1)
+    return tf.where(kept_of(tf.convert_to_tensor(embeddings), weights) > 0, labels, -1)
 
 
 def noise_contrastive_rows(
@@ -159,10 +158,11 @@ def noise_contrastive_rows(
     teacher, student = at_least_float32(teacher, "teacher"), at_least_float32(student, "student")
     check_same_width(teacher, student, "embeddings")
     is_column = teacher_labels >= 0
-    cosines = cosine_similarity(
-        _zero_unless(student_labels >= 0, student), _zero_unless(is_column, teacher)
+    cosines = products(
+        unit_vectors(_zero_unless(student_labels >= 0, student), smallest_norm=SMALLEST_NORM),
+        unit_vectors(_zero_unless(is_column, teacher), smallest_norm=SMALLEST_NORM),
     )
-    nothing = tf.constant(_NO_COLUMN, cosines.dtype)
+    nothing = tf.constant(NO_LOGIT, cosines.dtype)
     # Not that of Keras, which warns where there is one column.
     shares = tf.nn.softmax(tf.where(is_column, cosines / temperature, nothing), axis=-1)
     same = is_column & (student_labels[:, None] == teacher_labels)

@@ -11,9 +11,8 @@ from keras_ssd.losses.blocks import kept_of, only_kept
 from keras_ssd.losses.divergences import kl_divergence
 from keras_ssd.losses.labels import class_labels
 from keras_ssd.losses.norms import ROUNDING, safe_root
-from keras_ssd.losses.precision import at_least_float32
+from keras_ssd.losses.precision import NO_LOGIT, at_least_float32
 
-_NO_CLASS = -1e30  # finite, so that 0 times it stays 0; its softmax is exactly 0
 _CORRELATION_EPSILON = 1e-8
 
 
@@ -133,10 +132,10 @@ def _decoupled(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Logits `[B, 2]` of label and rest, divided by T, and `[B, C]` of the rest as they were."""
     check_temperature(temperature)
-    logits = ops.maximum(at_least_float32(logits, name), _NO_CLASS)
+    logits = ops.maximum(at_least_float32(logits, name), NO_LOGIT)
     classes = ops.shape(logits)[-1]
     is_label = tf.range(classes) == ops.clip(labels, 0, classes - 1)[:, None]
-    nothing = tf.constant(_NO_CLASS, logits.dtype)
+    nothing = tf.constant(NO_LOGIT, logits.dtype)
     others = tf.where(is_label, nothing, logits)
     target = ops.sum(tf.where(is_label, logits, tf.zeros_like(logits)), axis=-1)
     rest = ops.logsumexp(others / temperature, axis=-1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from keras import ops
 
 from keras_ssd.arguments import check_temperature
-from keras_ssd.losses.precision import at_least_float32
+from keras_ssd.losses.precision import NO_LOGIT, at_least_float32
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -158,7 +158,7 @@ def _divergence(of: tf.Tensor, from_: tf.Tensor) -> tf.Tensor:
 def _log_probabilities(logits: tf.Tensor, name: str, temperature: float) -> tf.Tensor:
     scaled = at_least_float32(logits, name) / temperature
     # A finite floor for -inf: 0 * (-inf) would be NaN in the value and in the gradient.
-    return ops.log_softmax(ops.maximum(scaled, -1e30), axis=-1)
+    return ops.log_softmax(ops.maximum(scaled, NO_LOGIT), axis=-1)
 
 
 def _check_same_shape(teacher: tf.Tensor, student: tf.Tensor) -> None:

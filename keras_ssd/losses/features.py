@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from keras import ops
 
 from keras_ssd.arguments import is_number
-from keras_ssd.losses.norms import unit_vectors
+from keras_ssd.losses.norms import SMALLEST_NORM, unit_vectors
 from keras_ssd.losses.pooling import adaptive_average_pooling, of_one_size
 from keras_ssd.losses.precision import at_least_float32
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_SMALLEST_NORM = 1e-12  # the default of `torch.nn.functional.normalize`
 _SMALLEST_VARIANCE = 1e-5
 _LEVELS = (4, 2, 1)
 
@@ -184,7 +183,7 @@ def variational_information_loss(
 def _attention(maps: tf.Tensor, power: float) -> tf.Tensor:
     """`[B, H, W]`, of norm 1."""
     energies = ops.mean(ops.power(ops.abs(maps), power), axis=-1)
-    return unit_vectors(energies, (1, 2), _SMALLEST_NORM)
+    return unit_vectors(energies, (1, 2), SMALLEST_NORM)
 
 
 def _row_mean(values: tf.Tensor) -> tf.Tensor:

@@ -8,7 +8,13 @@ import tensorflow as tf
 from keras import ops
 
 from keras_ssd.arguments import check_not_negative
-from keras_ssd.losses.blocks import check_same_rows, check_same_width, kept_of, only_kept
+from keras_ssd.losses.blocks import (
+    check_same_rows,
+    check_same_width,
+    check_widths,
+    kept_of,
+    only_kept,
+)
 from keras_ssd.losses.norms import ROUNDING, products, safe_root
 from keras_ssd.losses.precision import at_least_float32
 
@@ -41,11 +47,7 @@ def pearson_correlation(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     for entries about 1e-25 or 1e20 in float32; same values otherwise.
     """
     rows, columns = unit_rows(rows, "rows"), unit_rows(columns, "columns")
-    if not rows.shape[-1:].is_compatible_with(columns.shape[-1:]):
-        raise ValueError(
-            f"Rows have width {rows.shape[-1]} and columns width {columns.shape[-1]}: correlate "
-            "vectors of one width."
-        )
+    check_widths(rows, columns)
     return products(rows, columns)
 
 

@@ -7,6 +7,7 @@ from keras import ops
 
 # What centring leaves of a constant vector, relative to it, is not more than this rounding.
 ROUNDING = {"float32": 1e-6, "float64": 1e-12}
+SMALLEST_NORM = 1e-12  # the default of `torch.nn.functional.normalize`
 
 
 def safe_root(squares: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,8 @@ from keras import ops
 if TYPE_CHECKING:
     import tensorflow as tf
 
+NO_LOGIT = -1e30  # finite, so that 0 times it stays 0; its softmax is exactly 0
+
 
 def at_least_float32(values: tf.Tensor, name: str = "values") -> tf.Tensor:
     """Casts half precision to float32 and leaves float32 and float64 alone.

@@ -21,9 +21,8 @@ from keras_ssd.losses.blocks import (
     rows_of,
     whole_blocks,
 )
-from keras_ssd.losses.norms import products, safe_root, unit_vectors
+from keras_ssd.losses.norms import SMALLEST_NORM, products, safe_root, unit_vectors
 
-_SMALLEST_NORM = 1e-12  # the default of `torch.nn.functional.normalize`
 _SMALLEST_SQUARE = 1e-12  # of a distance
 _AFFINITY_EPSILON = 1e-7
 _CHUNK = 16  # images whose angles are held at a time
@@ -237,7 +236,7 @@ def correlation_congruence_loss(
 
 def _similarities(block: Block) -> tf.Tensor:
     """`[R, C]`, rows of norm 1; 0 for columns that take no part, whose features are 0."""
-    return unit_vectors(products(block.rows, block.columns), smallest_norm=_SMALLEST_NORM)
+    return unit_vectors(products(block.rows, block.columns), smallest_norm=SMALLEST_NORM)
 
 
 def _affinities(block: Block) -> tf.Tensor:
@@ -269,7 +268,7 @@ def _angle_differences(
 
 def _angles(rows: tf.Tensor, columns: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
     """Cosines `[rows, columns, columns]`, 0 for columns that take no part."""
-    directions = unit_vectors(columns - rows[:, None], smallest_norm=_SMALLEST_NORM)
+    directions = unit_vectors(columns - rows[:, None], smallest_norm=SMALLEST_NORM)
     directions = directions * ops.cast(kept, rows.dtype)[:, None]
     return ops.matmul(directions, ops.transpose(directions, (0, 2, 1)))
 

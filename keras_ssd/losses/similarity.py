@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from keras_ssd.losses.blocks import check_widths
 from keras_ssd.losses.norms import products, unit_vectors
 from keras_ssd.losses.precision import at_least_float32
 
@@ -41,12 +42,3 @@ def cosine_similarity(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         unit_vectors(rows, smallest_norm=SMALLEST_NORM),
         unit_vectors(columns, smallest_norm=SMALLEST_NORM),
     )
-
-
-def check_widths(rows: tf.Tensor, columns: tf.Tensor) -> None:
-    """Refuses rows and columns of different widths."""
-    if not rows.shape[-1:].is_compatible_with(columns.shape[-1:]):
-        raise ValueError(
-            f"Rows have width {rows.shape[-1]} and columns width {columns.shape[-1]}: compare "
-            "projections of one network with each other."
-        )

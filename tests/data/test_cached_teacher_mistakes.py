@@ -3,6 +3,8 @@
 import errno
 import importlib
 import json
+import os
+import pathlib
 import shutil
 
 import keras
@@ -160,7 +162,7 @@ def test_a_disk_that_is_full_meanwhile(tmp_path, monkeypatch):
 
 def test_turns_of_images_that_are_not_square(tmp_path):
     with pytest.raises(ValueError, match="Rotations need square images"):
-        MODULE.Answers(teacher(), Rotations(), (8, 6, 3), 4, None)
+        MODULE.BatchedTeacher(teacher(), Rotations(), (8, 6, 3), 4, None)
 
 
 def test_a_call_that_failed_before_its_first_shard_binds_nobody(tmp_path):
@@ -180,6 +182,41 @@ def test_killed_between_the_arrays_and_the_record_of_the_first_shard(tmp_path):
         record.unlink()
     cached(tmp_path)
     assert files(tmp_path) == whole
+
+
+def test_a_call_with_other_arguments_between_the_arrays_and_their_record(tmp_path, monkeypatch):
+    """Its header stands, and so the arrays of the first call are no shard of it."""
+    synced = os.fsync
+    begun = []
+
+    def another_begins(descriptor):
+        synced(descriptor)
+        name = pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        if name == ".partial-00000.json" and not begun:
+            begun.append(name)
+            header = json.loads((tmp_path / "one" / "header.json").read_text())
+            fields = {"logits": ((4, 3), "float32"), "projection": ((4, 4), "float32")}
+            del header["sha256"]
+            MODULE.Store(tmp_path / "one", {**header, "seed": 7}, fields).write_header()
+
+    monkeypatch.setattr(os, "fsync", another_begins)
+    cached(tmp_path / "one")
+    monkeypatch.undo()
+    assert begun
+    cached(tmp_path / "one", seed=7)
+    cached(tmp_path / "seven", seed=7)
+    assert files(tmp_path / "one") == files(tmp_path / "seven")
+
+
+def test_a_disk_that_tells_late_that_it_is_full(tmp_path, monkeypatch):
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("projection.npy"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="is full: make room"):
+        cached(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"header.json"}
 
 
 def test_a_call_with_other_arguments_meanwhile_is_noticed(tmp_path, monkeypatch):

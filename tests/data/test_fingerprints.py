@@ -57,3 +57,99 @@ def test_settings_of_a_subclassed_network():
     for model in (two, again, three):
         model(np.zeros([1, 4, 4, 3]))
     assert fingerprint(two) == fingerprint(again) != fingerprint(three)
+
+
+# --- What comes first ---------------------------------------------------------------------------
+
+
+def preprocessing(*, scale=2.0, wired=False, order=1):
+    """A network without weights; `wired` the other way and in the other `order`."""
+    images = keras.Input((4, 4, 3))
+    double, shift = keras.layers.Rescaling(scale), keras.layers.Rescaling(1.0, 3.0)
+    first, second = (double, shift)[::order]
+    x = first(images)
+    return keras.Model(images, keras.layers.Add()([x, second(x if wired else images)]))
+
+
+@pytest.mark.parametrize("other", [{"scale": 3.0}, {"wired": True}, {"order": -1}], ids=str)
+def test_preprocessing_of_the_same_kind(other):
+    model, others = network(), {**other, "wired": True} if "order" in other else other
+    start = {"wired": True} if "order" in other else {}
+    one, again, two = (
+        fingerprint_of(freeze(model, preprocessing=preprocessing(**options)))
+        for options in (start, start, others)
+    )
+    assert one == again != two
+
+
+def test_preprocessing_that_was_not_built_yet():
+    model = network()
+    layers = [keras.layers.Rescaling(2.0), keras.layers.Normalization(mean=1.0, variance=4.0)]
+    first = keras.Sequential(layers)
+    before = fingerprint_of(freeze(model, preprocessing=first))
+    first(np.zeros([1, 4, 4, 3], "float32"))
+    assert fingerprint_of(freeze(model, preprocessing=first)) == before
+    turned = keras.Sequential(layers[::-1])
+    assert fingerprint_of(freeze(model, preprocessing=turned)) != before
+
+
+# --- Layers of a user ---------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="test_fingerprints")
+class RandomFeatures(keras.layers.Layer):
+    """A fixed random matrix, which a seed decides."""
+
+    def __init__(self, seed, **options):
+        super().__init__(**options)
+        self.seed = seed
+
+    def get_config(self):
+        return {**super().get_config(), "seed": self.seed}
+
+    def call(self, rows):
+        matrix = np.random.RandomState(self.seed).standard_normal((48, 5))
+        return keras.ops.matmul(rows, matrix.astype("float32"))
+
+
+def with_layer(layer):
+    keras.utils.set_random_seed(0)
+    images = keras.Input((4, 4, 3))
+    features = layer(keras.layers.Flatten()(images))
+    return keras.Model(images, {"logits": keras.layers.Dense(2)(features)})
+
+
+def test_the_seed_of_a_layer_that_is_not_of_keras():
+    one, again, two = (fingerprint(with_layer(RandomFeatures(seed))) for seed in (1, 1, 2))
+    assert one == again != two
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_seed_of_dropout_is_of_training(wrapped):
+    def layer():
+        dropout = keras.layers.Dropout(0.5)
+        if not wrapped:
+            return dropout
+        rows = keras.Sequential(
+            [keras.layers.Reshape((48, 1)), keras.layers.TimeDistributed(dropout)]
+        )
+        return keras.Sequential([rows, keras.layers.Flatten()])
+
+    assert fingerprint(with_layer(layer())) == fingerprint(with_layer(layer()))
+
+
+class Untold(keras.layers.Layer):
+    """A layer that does not tell its settings."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def call(self, rows):
+        return rows * self.table
+
+
+def test_a_layer_that_does_not_tell_its_settings():
+    model = with_layer(Untold(np.ones(48, "float32")))
+    with pytest.raises(ValueError, match=r"'untold' of Untold has no `get_config`.*: give it one"):
+        fingerprint(model)

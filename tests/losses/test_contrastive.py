@@ -316,3 +316,34 @@ def test_crd_needs_images():
         contrastive_representation_loss(np.ones((3, 2)), 0)
     with pytest.raises(TypeError, match="`scores` must be floating point"):
         contrastive_representation_loss(np.ones((3, 2), int), 9)
+
+
+def compositional(teacher, student, labels, **options):
+    logits = (
+        normal((6, 3), seed=3, dtype=teacher.dtype),
+        normal((6, 3), seed=4, dtype=teacher.dtype),
+    )
+    return compositional_contrastive_loss(teacher, student, labels, *logits, **options)
+
+
+LOSSES = [noise_contrastive_loss, compositional]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weights_of_each_image(loss):
+    teacher, student = (normal((6, 4), seed) for seed in (1, 2))
+    kept = [1, 1, 0, 1, 0, 1]
+    expected = loss(teacher, student, LABELS, weights=np.float64(kept))
+    np.testing.assert_array_equal(loss(teacher, student, LABELS, weights=np.bool_(kept)), expected)
+    np.testing.assert_array_equal(loss(teacher, student, LABELS, weights=kept), expected)
+    for wrong in ([0.0], [1.0] * 5, [[1.0]] * 6):
+        with pytest.raises(ValueError, match="`weights` must be one number an image, shape"):
+            loss(teacher, student, LABELS, weights=wrong)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_short_embeddings(loss, dtype):
+    teacher, student = (normal((6, 4), seed, dtype=dtype) for seed in (1, 2))
+    found = loss(teacher, student * 1e-9, LABELS)
+    np.testing.assert_allclose(found, loss(teacher, student, LABELS), rtol=1e-5)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import numpy as np
 
-from keras_ssd.data.cache.answers import Answers
+from keras_ssd.data.cache.batched_teacher import BatchedTeacher
 from keras_ssd.data.cache.forms import Form, check_storable
 from keras_ssd.data.cache.store import WAIT, Store
 from keras_ssd.data.training import Training
@@ -33,7 +33,7 @@ class Building:
     def __init__(
         self,
         store: Store,
-        answers: Answers,
+        answers: BatchedTeacher,
         forms: dict[str, Form],
         training: Training,
         draws: np.ndarray,

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.arguments import check_count
-from keras_ssd.data.cache.answers import Answers
+from keras_ssd.data.cache.batched_teacher import BatchedTeacher
 from keras_ssd.data.cache.building import Building
 from keras_ssd.data.cache.forms import DTYPES, Form, form_of
 from keras_ssd.data.cache.serving import Read, Stored, check_data, with_teacher
@@ -100,7 +100,7 @@ def cached_teacher(
     training = check_data("cached_teacher", data)._training
     _check(views, augmentations, outputs, dtype, top_k, batch_size, verbose)
     check_seed(seed)
-    answers = Answers(teacher, views, data.info.input_shape, int(batch_size), outputs)
+    answers = BatchedTeacher(teacher, views, data.info.input_shape, int(batch_size), outputs)
     forms = _forms(answers, dtype, top_k)
     header = _header(answers, data, views) | {
         "seed": int(seed),
@@ -131,7 +131,7 @@ def cached_teacher(
     return with_teacher(data, stored, f"cached_teacher({answers.name!r}, {settings})")
 
 
-def _header(answers: Answers, data: Splits, views: Views) -> dict[str, Any]:
+def _header(answers: BatchedTeacher, data: Splits, views: Views) -> dict[str, Any]:
     """What decides the outputs: labels and their noise do not."""
     rows = data._training.rows
     return {
@@ -149,7 +149,7 @@ def _header(answers: Answers, data: Splits, views: Views) -> dict[str, Any]:
     }
 
 
-def _forms(answers: Answers, dtype: str, top_k: int | None) -> dict[str, Form]:
+def _forms(answers: BatchedTeacher, dtype: str, top_k: int | None) -> dict[str, Form]:
     if top_k is not None and "logits" not in answers.shapes:
         raise ValueError(
             f"`top_k` is for the output `logits`, and those stored are {sorted(answers.shapes)}: "

@@ -65,6 +65,7 @@ class Store:
     ) -> None:
         self.folder, self._fields = pathlib.Path(folder), fields
         self._header = json.loads(json.dumps(header))  # as it is read
+        self._own = _digest(self._header)
         self.count = -(-header["images"] // header["shard"])
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"`folder` must be a folder, got the file {str(folder)!r}.")
@@ -92,9 +93,11 @@ class Store:
         return self.folder / f"{number:05d}.json"
 
     def is_there(self, number: int) -> bool:
-        """Whether a shard was written."""
+        """Whether a shard was written, and under this header."""
         files = (self._file(number, field) for field in self._fields)
-        return self.path(number).exists() and all(file.exists() for file in files)
+        if not (self.path(number).exists() and all(file.exists() for file in files)):
+            return False
+        return self._record(number).get("header", self._own) == self._own
 
     def missing(self) -> list[int]:
         """The numbers of the shards that were not written."""
@@ -107,7 +110,7 @@ class Store:
             ValueError: If another process, at the same time, says something else.
         """
         path = self.folder / _HEADER
-        content = {**self._header, "sha256": _digest(self._header)}
+        content = {**self._header, "sha256": self._own}
         with self._full_disk_told():
             self.folder.mkdir(parents=True, exist_ok=True)
             while not path.exists() or not self._has_shards():
@@ -145,11 +148,9 @@ class Store:
         Raises:
             ValueError: If a file is not as it was written.
         """
-        try:
-            digests = dict(json.loads(self.path(number).read_bytes())["sha256"])
-        except (ValueError, TypeError, KeyError):
-            digests = {}
-        if digests.keys() != self._fields.keys():
+        record = self._record(number)
+        digests = record.get("sha256", {})
+        if record.get("header") != self._own or digests.keys() != self._fields.keys():
             raise ValueError(self._damaged(self.path(number)))
         arrays = {}
         for field in self._fields:
@@ -183,10 +184,22 @@ class Store:
                     content = array.tobytes()
                     files[field].write(content)
                     digests[field].update(content)
+            for file in files.values():  # a disk may say only here that it is full
+                file.flush()
+                os.fsync(file.fileno())
             self._check_header()  # a call with other arguments may have begun at the same time
-        record = {"sha256": {field: digest.hexdigest() for field, digest in digests.items()}}
+        sha256 = {field: digest.hexdigest() for field, digest in digests.items()}
+        record = {"header": self._own, "sha256": sha256}
         with replaced_when_complete(self.path(number)) as partial:
             partial.write_text(json.dumps(record, indent=1, sort_keys=True))
+
+    def _record(self, number: int) -> dict[str, Any]:
+        """What a shard's own file says; empty where it was changed."""
+        try:
+            record = dict(json.loads(self.path(number).read_bytes()))
+            return {**record, "sha256": dict(record["sha256"])}
+        except (ValueError, TypeError, KeyError):
+            return {}
 
     @contextlib.contextmanager
     def _full_disk_told(self) -> Iterator[None]:

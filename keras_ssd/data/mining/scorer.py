@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -100,7 +102,8 @@ class Scorer:
             )
         self._temperature, self._classes_per_image = temperature, classes_per_image
         self._embedding = embedding
-        self.digest = fingerprint_of(frozen)
+        identity = json.dumps([fingerprint_of(frozen), outputs], sort_keys=True)
+        self.digest = hashlib.sha256(identity.encode()).hexdigest()
 
     @property
     def rows(self) -> int:

@@ -17,7 +17,7 @@ from keras_ssd.views import Views
 _LEAST_IMAGES = 2  # a row alone is multiplied in another order than those of a matrix
 
 
-class Answers:
+class BatchedTeacher:
     """A frozen teacher in batches of one fixed shape, filled up with black images.
 
     So what is said of an image depends neither on the others of its batch nor on how many they are.

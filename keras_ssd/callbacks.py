@@ -88,10 +88,16 @@ class Backup(keras.callbacks.Callback):
     Args:
         folder: A folder for this run alone, made if it is not there. It holds one file,
             `epoch_000012.weights.h5` after 12 epochs.
+
+    Raises:
+        ValueError: If `folder` is no path of a folder; in `fit`, if the file is of a run with
+            another student or optimizer, or cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
         super().__init__()
+        if not isinstance(folder, str | os.PathLike) or pathlib.Path(folder).is_file():
+            raise ValueError(f"`folder` must be the path of a folder for this run, got {folder!r}.")
         self._folder = pathlib.Path(folder)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
@@ -111,6 +117,11 @@ class Backup(keras.callbacks.Callback):
                 raise ValueError(
                     f"{kept[epoch]} was written by a run with another student or optimizer: make "
                     "them as then, or give each run a folder of its own."
+                ) from error
+            except OSError as error:
+                raise ValueError(
+                    f"{kept[epoch]} cannot be read, as it was cut off or changed: delete it, and "
+                    "the run begins anew."
                 ) from error
         self.model._initial_epoch = epoch  # as Keras' own callback; nothing public does it
 

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_ssd.arguments import is_number
 from keras_ssd.cluster import addresses_of, ended_after, is_address, meet, read_config, wait_for
 from keras_ssd.collectives import all_gather
 
@@ -87,7 +88,7 @@ def get_strategy(name: str = "auto", *, timeout: float = 300.0) -> tf.distribute
     kind, _, address = str(name).partition(":")
     if kind not in _NAMES or (address and kind != "tpu"):
         raise ValueError(f"`name` must be one of {', '.join(_NAMES)} or tpu:ADDRESS, got {name!r}.")
-    if not timeout > 0:
+    if not is_number(timeout) or not timeout > 0:
         raise ValueError(f"`timeout` must be > 0 seconds, got {timeout!r}.")
     if kind == "auto":
         kind = _found()

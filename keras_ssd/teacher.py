@@ -257,7 +257,9 @@ def freeze(
             "`teacher` must be a Keras model or a function from images to outputs, got "
             f"{teacher!r}."
         )
-    if preprocessing is not None and not callable(preprocessing):
+    if preprocessing is not None and (
+        not callable(preprocessing) or isinstance(preprocessing, type)
+    ):
         raise TypeError(
             f"`preprocessing` must be a layer, a model or a function, got {preprocessing!r}."
         )

@@ -209,6 +209,8 @@ def test_no_teacher(teacher):
 def test_options_of_the_wrong_kind():
     with pytest.raises(TypeError, match="`preprocessing` must be a layer, a model or a function"):
         ssd.freeze(functional(), preprocessing="resize")
+    with pytest.raises(TypeError, match="`preprocessing` must be a layer, a model or a function"):
+        ssd.freeze(functional(), preprocessing=ssd.layers.ImagePreprocessing)
     with pytest.raises(TypeError, match="`read` must be a function"):
         ssd.freeze(functional(), read="logits")
     with pytest.raises(ValueError, match="`fold_batch_norm` must be True or False"):

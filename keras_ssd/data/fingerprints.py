@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import types
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from keras_ssd.layers.functional import as_functional, is_functional
 from keras_ssd.teacher import FrozenTeacher, freeze
 
 _OF_A_COPY = ("build_config", "dtype", "module", "name", "registered_name", "trainable")
+_WRAPPED = ("build", "quantize")  # methods that Keras wraps in a function for each layer
 _OF_TRAINING = ("_initializer", "_regularizer", "_constraint")
 
 
@@ -112,37 +114,77 @@ def kind_of(layer: Any) -> list[Any]:
         ValueError: If a layer does not tell its settings.
     """
     if not isinstance(layer, keras.layers.Layer):
-        return [type(layer).__name__, _plain(getattr(layer, "__dict__", {}))]
+        return [type(layer).__name__, _plain(getattr(layer, "__dict__", {}), ("name",))]
     try:
-        config = layer.get_config()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of functions, which nobody loads here
+            config = layer.get_config()
     except NotImplementedError:
         raise ValueError(
             f"The layers of the teacher must tell their settings, and {layer.name!r} of "
             f"{type(layer).__name__} has no `get_config`, so that nothing tells it from another: "
             "give it one."
         ) from None
-    return [type(layer).__name__, _plain(config, _is_of_keras(type(layer).__module__))]
+    functions = {
+        name: _of_function(value)
+        for name, value in vars(layer).items()
+        if isinstance(value, types.FunctionType) and name not in _WRAPPED
+    }
+    settings = _plain(config, _dropped(type(layer).__module__))
+    return [type(layer).__name__, settings, {k: v for k, v in functions.items() if v}]
+
+
+def _of_function(function: types.FunctionType) -> list[Any]:
+    """What a user's function computes, as its name does not tell; nothing for those of Keras.
+
+    Its code, the numbers and functions that it was made with and the numbers of its module.
+    """
+    if _is_of_keras(function.__module__):
+        return []
+    code = function.__code__
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    seen = {name: function.__globals__.get(name) for name in code.co_names}
+    return [function.__qualname__, *_of_code(code), _plain([cells, function.__defaults__, seen])]
+
+
+def _of_code(code: types.CodeType) -> list[Any]:
+    inner = [_of_code(each) for each in code.co_consts if isinstance(each, types.CodeType)]
+    return [code.co_code.hex(), code.co_names, _plain(code.co_consts), inner]
 
 
 def _is_of_keras(module: Any) -> bool:
-    """Whether Keras made a layer, whose seed then matters in training alone, and is random."""
     return str(module).startswith("keras.")
 
 
-def _plain(value: Any, of_keras: bool = False) -> Any:
+def _dropped(module: Any) -> tuple[str, ...]:
+    """The settings that two copies of a layer have otherwise: also the seed of one of Keras.
+
+    Its random layers take a new seed each, and do nothing but in training.
+    """
+    return (*_OF_A_COPY, "seed") if _is_of_keras(module) else _OF_A_COPY
+
+
+def _plain(value: Any, dropped: tuple[str, ...] = _OF_A_COPY) -> Any:
     if isinstance(value, Mapping):
-        inner = _is_of_keras(value.get("module"))
+        inner = _dropped(value.get("module"))
         return {
-            str(key): _plain(entry, of_keras=inner)
+            str(key): _plain(entry, inner)
             for key, entry in value.items()
-            if key not in _OF_A_COPY
-            and not (of_keras and key == "seed")
+            if key not in dropped
             and not str(key).startswith("_")
             and not str(key).endswith(_OF_TRAINING)
         }
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if isinstance(value, np.ndarray | np.generic | tf.Tensor):
+    if isinstance(value, slice):
+        return ["slice", _plain([value.start, value.stop, value.step])]
+    if isinstance(value, types.FunctionType):
+        code = [] if _is_of_keras(value.__module__) else _of_code(value.__code__)
+        return [value.__qualname__, *code]
+    if isinstance(value, keras.Variable):
+        value = value.value
+    if isinstance(value, np.ndarray | np.generic | tf.Tensor | tf.Variable):
+        value = value.numpy() if isinstance(value, tf.Variable) else value
         array = np.asarray(value)
         return [str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
     return value if isinstance(value, str | int | float | None) else type(value).__name__

@@ -181,7 +181,7 @@ def check_inputs(distiller: Any, inputs: Inputs) -> None:
     if distiller.teacher_views is not None and inputs.teacher is not None:
         raise ValueError(
             "`teacher_views` make the images of a teacher that runs, and the data holds stored "
-            "outputs: leave one of them out."
+            "outputs: leave one of them out (`presets.ega(shared_view=True)` has none)."
         )
     batch_norm = "inference" if distiller.teacher is None else distiller.teacher.batch_norm
     if batch_norm != "inference" and inputs.teacher is not None:
@@ -203,4 +203,7 @@ def with_known_size(images: tf.Tensor, student: keras.Model) -> tf.Tensor:
     size = getattr(student, "input_shape", None)
     if images.shape[1:].is_fully_defined() or not isinstance(size, tuple):
         return images
-    return tf.ensure_shape(images, [None, *size[1:]])
+    fits = [tf.shape(images)[k] == size[k] for k in range(1, len(size)) if size[k] is not None]
+    found = [f"The student takes images {size[1:]}, got", tf.shape(images)[1:]]
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(fits), found)]):
+        return tf.ensure_shape(tf.identity(images), [None, *size[1:]])

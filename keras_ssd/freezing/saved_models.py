@@ -25,7 +25,13 @@ def restored(path: str, signature: str) -> RestoredFunction:
             f"{path} is no folder of a SavedModel: give one, or load a file of Keras with "
             "`keras.models.load_model`."
         )
-    loaded = tf.saved_model.load(path)
+    try:
+        loaded = tf.saved_model.load(path)
+    except (OSError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"The SavedModel {path} cannot be read ({str(error).partition('.')[0]}): export it "
+            "again."
+        ) from error
     known = sorted(loaded.signatures)
     if not known:
         raise ValueError(f"The SavedModel {path} has no signatures: {_instead(path, loaded)}.")

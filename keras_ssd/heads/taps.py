@@ -192,6 +192,11 @@ def _one_tensor(tensor: Any, path: str) -> keras.KerasTensor:
 
 
 def _check_paths(model: keras.Model, taps: Mapping[str, str]) -> None:
+    if not isinstance(taps, Mapping) or not all(isinstance(x, str) for x in taps.values()):
+        raise TypeError(
+            "Outputs are named by a dict from names to paths of layers, such as {'embedding': "
+            f"'avg_pool'}}, got {taps!r}."
+        )
     paths = [path for path, _ in layers_by_path(model)]
     for path in taps.values():
         if path in paths:

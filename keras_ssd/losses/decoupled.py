@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_ssd.arguments import check_temperature
+from keras_ssd.arguments import check_not_negative, check_temperature
 from keras_ssd.losses.blocks import kept_of, only_kept
 from keras_ssd.losses.divergences import kl_divergence
 from keras_ssd.losses.labels import class_labels
@@ -45,12 +45,15 @@ def decoupled_divergence(
         Tensor `[B]` in nats, float32 (float64 for float64 logits); 0 where the two agree.
 
     Raises:
-        ValueError: If shapes do not fit or `temperature` is no finite number > 0.
+        ValueError: If shapes do not fit, a weight is no finite number >= 0, or `temperature` none
+            > 0.
         TypeError: If the logits are integers, or the labels are none.
 
     Source: Zhao et al. 2022, arXiv:2203.08679, equation 7. The authors' code takes logarithms of
     probabilities and is NaN for logits about 100 apart; here all is computed of logarithms.
     """
+    check_not_negative("target_weight", target_weight)
+    check_not_negative("other_weight", other_weight)
     labels = class_labels(labels, teacher_logits)
     teacher_parts = _decoupled(teacher_logits, "teacher_logits", labels, temperature)
     student_parts = _decoupled(student_logits, "student_logits", labels, temperature)
@@ -92,6 +95,8 @@ def class_relation_loss(
 
     Source: Huang et al. 2022, arXiv:2205.10536, equations 9 to 11, and the authors' code.
     """
+    check_not_negative("inter_weight", inter_weight)
+    check_not_negative("intra_weight", intra_weight)
     teacher = at_least_float32(teacher_logits, "teacher_logits")
     student = at_least_float32(student_logits, "student_logits")
     kept = kept_of(student, weights)

@@ -56,6 +56,6 @@ def test_other_tables_are_refused(tables, options, kind, message):
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.npy").write_text("no numbers")
     np.savez(tmp_path / "several.npz", a=TABLE, b=TABLE)
-    for name in ("text.npy", "several.npz"):
+    for name in ("text.npy", "several.npz", "."):
         with pytest.raises(ValueError, match="must be a file of one array"):
             ssd.data.imported_teacher(tmp_path / name, splits())

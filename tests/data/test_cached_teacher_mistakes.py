@@ -29,6 +29,10 @@ def scale(x):
     return {"scale": keras.layers.Lambda(lambda x: keras.ops.mean(x))(x)}
 
 
+def values_of_top_k(x):
+    return {"logits+values": keras.layers.Dense(2)(x)}
+
+
 MISTAKES = {
     "a function": (lambda: {"network": lambda x: x}, TypeError, "nothing tells a function"),
     "read by a function": (
@@ -87,6 +91,11 @@ MISTAKES = {
         ValueError,
         "`top_k` is for the output `logits`",
     ),
+    "a name that is of a part": (
+        lambda: {"network": network_with(values_of_top_k), "outputs": None, "top_k": 2},
+        ValueError,
+        r"names of stored outputs must be without '\+', got 'logits\+values'",
+    ),
     "seed": (lambda: {"seed": -1}, ValueError, "`seed` must be"),
     "batch size": (lambda: {"batch_size": 0}, ValueError, "`batch_size` must be an integer"),
     "verbose": (lambda: {"verbose": 2}, ValueError, "`verbose` must be 0 or 1"),
@@ -106,6 +115,12 @@ def test_a_mistake_leaves_nothing_behind(tmp_path, make, kind, message):
     with pytest.raises(kind, match=message):
         cached(tmp_path / "new", **make())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("folder", [None, 3, ""])
+def test_a_folder_that_is_none(folder):
+    with pytest.raises(TypeError, match="`folder` must be the path of a folder, got"):
+        cached(folder)
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):

@@ -138,6 +138,62 @@ def test_the_seed_of_dropout_is_of_training(wrapped):
     assert fingerprint(with_layer(layer())) == fingerprint(with_layer(layer()))
 
 
+def graph(rows):
+    """A network on what is made of the pixels `[B, 4, 4, 3]` by operations alone."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((4, 4, 3))
+    return keras.Model(images, {"logits": keras.layers.Dense(2)(rows(images))})
+
+
+def pooled(images):
+    return keras.ops.mean(images, axis=(1, 2))
+
+
+OPERATIONS = {
+    "crop": [lambda x: pooled(x[:, :2]), lambda x: pooled(x[:, 2:])],
+    "order of the channels": [lambda x: pooled(x[..., ::1]), lambda x: pooled(x[..., ::-1])],
+    "type": [
+        lambda x, dtype=dtype: keras.ops.cast(keras.ops.cast(pooled(x), dtype), "float32")
+        for dtype in ("float32", "int32")
+    ],
+    "variable": [
+        lambda x, factor=factor: pooled(x) * keras.Variable([factor] * 3) for factor in (1.0, 5.0)
+    ],
+}
+
+
+@pytest.mark.parametrize("case", OPERATIONS)
+def test_arguments_of_operations(case):
+    one, two = OPERATIONS[case]
+    assert fingerprint(graph(one)) == fingerprint(graph(one)) != fingerprint(graph(two))
+
+
+def activation(factor, inner):
+    def activate(x):
+        return inner(x) * factor
+
+    return activate
+
+
+def test_functions_of_a_user_are_known_by_what_they_compute():
+    def found(function):
+        layer = keras.layers.Dense(3, activation=function, kernel_initializer="ones")
+        return fingerprint(with_layer(layer))
+
+    base = found(activation(2.0, keras.ops.tanh))
+    assert found(activation(2.0, keras.ops.tanh)) == base
+    others = [
+        activation(2.0, keras.ops.relu),
+        activation(3.0, keras.ops.tanh),
+        lambda x: x,
+        lambda x: x * 3,
+        keras.ops.tanh,
+        None,
+    ]
+    assert len({base, *map(found, others)}) == 1 + len(others)
+    assert found("tanh") == found(keras.activations.tanh)
+
+
 class Untold(keras.layers.Layer):
     """A layer that does not tell its settings."""
 

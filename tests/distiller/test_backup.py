@@ -269,3 +269,18 @@ def test_what_was_kept_makes_the_difference(images, tmp_path):
     fresh = made()
     fresh.fit(images, initial_epoch=1, epochs=EPOCHS, verbose=0)
     assert differs(everything(fresh), everything(expected))
+
+
+@pytest.mark.parametrize("left", [0, 100, -100])
+def test_a_backup_that_was_cut_off_is_named(images, tmp_path, left):
+    cut(made(), images, Backup(tmp_path), 0)
+    (path,) = tmp_path.glob("*.h5")
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=r"000001.weights.h5 cannot be read.* delete it, and the"):
+        run(made(), images, Backup(tmp_path), epochs=2)
+
+
+@pytest.mark.parametrize("folder", [None, 3, __file__])
+def test_a_folder_of_backups_must_be_one(folder):
+    with pytest.raises(ValueError, match="`folder` must be the path of a folder for this run, got"):
+        Backup(folder)

@@ -497,6 +497,15 @@ def test_images_of_another_size():
         step(model, images=IMAGES[:, :6, :6])
 
 
+def test_arrays_of_another_size_in_a_second_fit():
+    model = distiller(KD, graph=True)
+    fit(model)
+    model.fit(IMAGES[:, :, ::-1], LABELS, batch_size=4, verbose=0, check=False)
+    words = r"The student takes images \(8, 8, 3\), got \[?\(?6,? 8"
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=words):
+        model.fit(IMAGES[:, :6], LABELS, batch_size=4, verbose=0, check=False)
+
+
 def test_images_of_another_size_than_the_teachers():
     teacher = ssd.models.build("resnet14", num_classes=3, input_shape=(16, 16, 3))
     model = distiller(KD, teacher=teacher)

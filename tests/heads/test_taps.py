@@ -186,6 +186,12 @@ def test_unknown_layer(path, message):
         named_outputs(nested(), {"stage": path})
 
 
+@pytest.mark.parametrize("names", [["block_3"], {"stage": 3}])
+def test_names_of_outputs_are_a_dict_of_paths(names):
+    with pytest.raises(TypeError, match="from names to paths of layers, such as"):
+        named_outputs(nested(), names)
+
+
 def test_layers_of_the_same_name_are_near_however_deep():
     with pytest.raises(ValueError, match="Close names: middle/backbone/block_3"):
         named_outputs(twice_nested(), {"stage": "block_3"})

@@ -148,6 +148,9 @@ def test_decoupled_refuses_what_does_not_fit():
         decoupled_divergence(logits, logits, [0.0, 1.0])
     with pytest.raises(TypeError, match="`student_logits` must be floating point"):
         decoupled_divergence(logits, np.zeros((2, 3), int), [0, 1])
+    for name in ("target_weight", "other_weight"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a finite number >= 0, got nan"):
+            decoupled_divergence(logits, logits, [0, 1], **{name: math.nan})
 
 
 # --- class_relation_loss ----------------------------------------------------------------------
@@ -292,6 +295,9 @@ def test_relations_refuse_what_does_not_fit():
         class_relation_loss(logits, np.zeros((1, 3)))
     with pytest.raises(TypeError, match="`teacher_logits` must be floating point"):
         class_relation_loss(np.zeros((2, 3), int), logits)
+    for name in ("inter_weight", "intra_weight"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a finite number >= 0, got -1"):
+            class_relation_loss(logits, logits, **{name: -1})
 
 
 # --- both -------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def cached_teacher(
     """
     views = Plain() if views is None else views
     training = check_data("cached_teacher", data)._training
-    _check(views, augmentations, outputs, dtype, top_k, batch_size, verbose)
+    _check(folder, views, augmentations, outputs, dtype, top_k, batch_size, verbose)
     check_seed(seed)
     answers = BatchedTeacher(teacher, views, data.info.input_shape, int(batch_size), outputs)
     forms = _forms(answers, dtype, top_k)
@@ -154,6 +154,11 @@ def _forms(answers: BatchedTeacher, dtype: str, top_k: int | None) -> dict[str, 
         raise ValueError(
             f"`top_k` is for the output `logits`, and those stored are {sorted(answers.shapes)}: "
             "leave it out."
+        )
+    if parts := [name for name in answers.shapes if "+" in name]:
+        raise ValueError(
+            f"The names of stored outputs must be without '+', got {parts[0]!r}: name it otherwise "
+            "(`named_outputs`), or leave it out of `outputs`."
         )
     return {name: form_of(name, shape, dtype, top_k) for name, shape in answers.shapes.items()}
 
@@ -215,6 +220,7 @@ def _megabytes(size: int) -> str:
 
 
 def _check(
+    folder: Any,
     views: Any,
     augmentations: Any,
     outputs: Any,
@@ -223,6 +229,8 @@ def _check(
     batch_size: Any,
     verbose: Any,
 ) -> None:
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise TypeError(f"`folder` must be the path of a folder, got {folder!r}.")
     if not isinstance(views, Views):
         raise TypeError(
             "`views` must be `Plain(...)` or `Rotations(...)`, whose random numbers can be drawn "

@@ -78,7 +78,7 @@ def _opened(name: str, table: Any) -> np.ndarray:
             f"{name} must be the path of a file that is there, got {str(table)!r}: write it with "
             "`numpy.save`."
         ) from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, IsADirectoryError) as error:
         raise ValueError(
             f"{name} must be a file of one array as `numpy.save` writes it, and {str(table)!r} is "
             "none: save the numbers alone."

@@ -10,6 +10,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_ssd as ssd
 from keras_ssd.views import Plain, Rotations
@@ -27,6 +28,21 @@ def network_with(output):
 
 def scale(x):
     return {"scale": keras.layers.Lambda(lambda x: keras.ops.mean(x))(x)}
+
+
+def centred(x):
+    return {"centred": x - keras.ops.mean(x, axis=0, keepdims=True)}
+
+
+class Noise(keras.layers.Layer):
+    """Adds chance, also in inference mode."""
+
+    def call(self, x):
+        return x + tf.random.normal(tf.shape(x))
+
+
+def noisy(x):
+    return {"noisy": Noise()(x)}
 
 
 def values_of_top_k(x):
@@ -56,6 +72,16 @@ MISTAKES = {
         "depends on the images beside it",
     ),
     "no such output": (lambda: {"outputs": ["hidden"]}, ValueError, "no output 'hidden'"),
+    "statistics in its graph": (
+        lambda: {"network": network_with(centred), "outputs": None},
+        ValueError,
+        r"neither on the images beside it nor on chance to be stored, got 'centred' off by",
+    ),
+    "chance in its graph": (
+        lambda: {"network": network_with(noisy), "outputs": None},
+        ValueError,
+        r"neither on the images beside it nor on chance to be stored, got 'noisy' off by",
+    ),
     "an output without rows": (
         lambda: {"network": network_with(scale), "outputs": None},
         ValueError,

@@ -14,6 +14,10 @@ from keras_ssd.data.cache.forms import Form, check_storable
 from keras_ssd.data.cache.store import WAIT, Store
 from keras_ssd.data.training import Training
 
+_ROUNDING = (
+    1e-3  # of the largest number, between two runs; a change of kernels is less, even halved
+)
+
 
 class Building:
     """What computes the shards of a store.
@@ -51,7 +55,12 @@ class Building:
         """Writes the missing shards, but those that other processes write; returns when all are.
 
         Each process begins somewhere else. What a killed one leaves is taken up by another.
+
+        Raises:
+            ValueError: If what is said of an image is not a function of it; before anything is
+                written.
         """
+        self._check_function()
         self._store.write_header()
         progress = keras.utils.Progbar(len(self._rows), unit_name="image") if verbose else None
         left = [*missing[(start := _start(len(missing))) :], *missing[:start]]
@@ -68,6 +77,24 @@ class Building:
             if waiting == left:
                 time.sleep(WAIT)
             left = waiting
+
+    def _check_function(self) -> None:
+        """Runs the teacher on some images, and on half of them: it must say the same of those."""
+        numbers = np.arange(min(self._batch_size, len(self._rows)))
+        batches = self._images.batches(self._rows[numbers], self._batch_size)
+        images, _ = next(batches.as_numpy_iterator())
+        draws, half = self._draws[0][self._places[numbers]], (len(numbers) + 1) // 2
+        together, apart = self._answers(images, draws), self._answers(images[:half], draws[:half])
+        for name in self._forms:
+            one, other = together[name][:half], apart[name]
+            with np.errstate(invalid="ignore"):  # what is no number is named where it is stored
+                off = np.abs(one - other).max()
+            if off > _ROUNDING * np.abs(one).max():
+                raise ValueError(
+                    "What the teacher says of an image must depend neither on the images beside "
+                    f"it nor on chance to be stored, got {name!r} off by {off:.2g} in a second "
+                    "run beside others: look for random layers, and for statistics of a batch."
+                )
 
     def _written(self, number: int) -> bool:
         """Whether a shard is there now."""

@@ -245,8 +245,15 @@ def _images(function: Any, preprocessing: Any) -> tf.TensorSpec | None:
     if preprocessing is None and wanted is not None:
         return wanted
     shape = _given(preprocessing)
-    if preprocessing is None and isinstance(function, keras.Model):
-        shape = (function.get_build_config() or {}).get("input_shape")
+    if isinstance(function, keras.Model):
+        built = (function.get_build_config() or {}).get("input_shape")
+        parts = built.values() if isinstance(built, Mapping) else built or ()
+        if any(isinstance(part, tuple | list) for part in parts):
+            raise ValueError(
+                f"The encoder {function.name!r} must take images alone, and was built on {built}: "
+                "give the part of it that takes them."
+            )
+        shape = built if preprocessing is None else shape
     if wanted is not None:
         check_image_size(repr(function), wanted.shape, shape)
     known = isinstance(shape, (tuple, list)) and all(isinstance(n, int) for n in shape[1:])

@@ -677,6 +677,21 @@ def test_images_that_do_not_fit_a_saved_model(folder):
         teacher(tf.constant(IMAGES))
 
 
+class OfTwo(keras.Model):
+    """A subclassed model of two inputs."""
+
+    def call(self, inputs):
+        return inputs["one"] + inputs["two"]
+
+
+@pytest.mark.parametrize("first", [None, ImagePreprocessing(8)])
+def test_a_subclassed_encoder_of_two_inputs(first):
+    encoder = OfTwo(name="of_two")
+    encoder({"one": np.zeros((1, 8), "float32"), "two": np.zeros((1, 8), "float32")})
+    with pytest.raises(ValueError, match="'of_two' must take images alone, and was built on"):
+        frozen_encoder(encoder, preprocessing=first)
+
+
 # --- The teachers of the example --------------------------------------------------------------
 
 

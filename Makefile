@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 SEEDS ?= 1
+ARGS ?=
 VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin

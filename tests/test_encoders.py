@@ -1,7 +1,5 @@
 """Encoders of any origin as teachers: one named output, frozen, and early sentences."""
 
-import importlib
-import pathlib
 import zipfile
 
 import keras
@@ -11,6 +9,7 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 from distiller.tiny import IMAGES, assert_equal, distiller, fit, network
+from example_modules import example
 from keras import layers
 from replicas import on_replicas
 
@@ -697,9 +696,8 @@ def test_a_subclassed_encoder_of_two_inputs(first):
 
 @pytest.fixture(scope="module")
 def ega_teachers():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(pathlib.Path(__file__).parent.parent / "examples")
-        return importlib.import_module("ega_teachers")
+    with example("ega_teachers") as module:
+        yield module
 
 
 @pytest.fixture

@@ -71,19 +71,6 @@ def history(model, data, **options):
     return model.fit(data, verbose=0, shuffle=False, **options).history
 
 
-@pytest.mark.parametrize("mode", ["batch", "batch_update"])
-def test_statistics_of_a_batch_and_stored_outputs_do_not_go_together(mode):
-    teacher, student = network(8, "own", seed=0), network(4)
-    data = batches(teacher={"logits": np.zeros([24, 3], "float32")})
-    preset = ssd.presets.kd(crop=False, flip=False)
-    model = ssd.Distiller(teacher, student, teacher_batch_norm=mode, **preset)
-    model.compile(sgd())
-    with pytest.raises(
-        ValueError, match=f"`teacher_batch_norm='{mode}'` is of a teacher that runs"
-    ):
-        model.fit(data, verbose=0)
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_term_is_that_of_the_live_teacher(name):
     preset = PRESETS[name][0]

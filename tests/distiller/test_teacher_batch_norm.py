@@ -118,13 +118,20 @@ def test_xla(mode):
     assert_close(one, other, 1e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_stored_outputs_run_no_teacher(mode):
-    model = distilling(mode)
+def test_stored_outputs_run_no_teacher():
+    model = distilling("inference")
     before = own(model)
     table = {name: np.zeros([12, width], "float32") for name, width in (("logits", 3), ("p", 4))}
     step(model, {"image": IMAGES, "teacher": table})
     assert moved(model, before) == set()
+
+
+@pytest.mark.parametrize("mode", ["batch", "batch_update"])
+def test_stored_outputs_are_not_of_a_batch(mode):
+    model = distilling(mode)
+    words = f"`teacher_batch_norm='{mode}'` is of a teacher that runs, and the data holds stored"
+    with pytest.raises(ValueError, match=words):
+        step(model, {"image": IMAGES, "teacher": {"logits": np.zeros([12, 3], "float32")}})
 
 
 # --- Evaluation, check, files -------------------------------------------------------------------

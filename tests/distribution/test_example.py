@@ -1,18 +1,17 @@
 """The public command that compares configurations on a user's own network."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
+from example_modules import EXAMPLES, example
 
-EXAMPLES = pathlib.Path(__file__).parent.parent.parent / "examples"
 sys.path.append(str(EXAMPLES))
 
-from processes import Configuration, run  # noqa: E402
+from processes import Configuration, run
 
 FEW = ["--steps=2", "--batch_size=8", "--preset=kd"]
 
@@ -134,15 +133,14 @@ def test_each_worker_is_told_of_all_and_of_itself(monkeypatch):
 
 
 def test_differences_are_relative_with_a_floor():
-    import equality as script  # its flags must not be defined where they are not needed
-
     kernel, bias = np.full(99, 1.0), np.array([1e-18])
-    expected = {"0 kernel": kernel, "1 bias": bias, script._LOSSES: np.array([2.0, 4.0])}
-    noise = {**expected, "1 bias": 3 * bias}
-    assert script._differences(noise, expected)[1] < 1e-15
-    moved = {**expected, "0 kernel": 1.001 * kernel, script._LOSSES: np.array([2.0, 4.4])}
-    losses, weights, worst = script._differences(moved, expected)
-    np.testing.assert_allclose((losses, weights), (0.1, 1e-3))
-    assert worst == "kernel"
-    broken = {**expected, "1 bias": np.array([np.nan])}
-    assert script._differences(broken, expected)[1:] == (np.inf, "bias")
+    with example("equality") as script:
+        expected = {"0 kernel": kernel, "1 bias": bias, script._LOSSES: np.array([2.0, 4.0])}
+        noise = {**expected, "1 bias": 3 * bias}
+        assert script._differences(noise, expected)[1] < 1e-15
+        moved = {**expected, "0 kernel": 1.001 * kernel, script._LOSSES: np.array([2.0, 4.4])}
+        losses, weights, worst = script._differences(moved, expected)
+        np.testing.assert_allclose((losses, weights), (0.1, 1e-3))
+        assert worst == "kernel"
+        broken = {**expected, "1 bias": np.array([np.nan])}
+        assert script._differences(broken, expected)[1:] == (np.inf, "bias")

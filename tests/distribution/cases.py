@@ -260,7 +260,7 @@ OTHERS = {
     "no labels": Case(PRESETS["ssld"], data=unlabeled),
     "one-hot labels": Case(KD, data=one_hot),
     "stored outputs": Case(preset("kd", crop=False, flip=False), data=stored),
-    "cached teacher": Case(SSKD, data=cached),
+    "cached teacher, float32": Case(SSKD, "float32", data=cached),  # as it is stored
     "one image is left": Case(SSKD, data=one_image_left),
     # Convolutions and batch normalisation of the global batch.
     "combined, synchronized": Case(COMBINED, batch_norm="synchronized", data=weighted),

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 from ega_teachers import SETTINGS, encoder
-from phases import accuracy, faster_precision, mean_and_spread, train, write_report
+from phases import accuracy, faster_precision, report_students, train
 from strategy import in_scope, strategy
 
 import keras_ssd as ssd
@@ -113,7 +113,9 @@ def main(_: list[str]) -> None:
             result = _Student(name, teacher, data, precision, seed).run()
             results[name].append(result)
             print(f"{name}, seed {seed}: {result}", flush=True)
-    _report(results, data.info, precision, time.perf_counter() - start)
+    settings = {name: flags.FLAGS[name].value for name in (*_OWN_SETTINGS, *SETTINGS)}
+    path, seconds = pathlib.Path(_OUTPUT.value, "report.json"), time.perf_counter() - start
+    report_students(path, results, settings, data.info, precision, seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,32 +235,6 @@ def _make_small() -> None:
     }
     for name, value in small.items():
         setattr(flags.FLAGS, name, value)
-
-
-def _report(
-    results: dict[str, list[dict[str, float]]],
-    info: ssd.data.DatasetInfo,
-    precision: str,
-    seconds: float,
-) -> None:
-    print(f"\nTop-1 on {info.counts['test']} test images, last epoch, {_SEEDS.value} seeds")
-    for method, runs in results.items():
-        mean, spread = mean_and_spread([run["test"] for run in runs])
-        print(f"  {method:12} {100 * mean:6.2f} +- {100 * spread:.2f} %")
-    path = pathlib.Path(_OUTPUT.value, "report.json")
-    report = {
-        "seconds": round(seconds),
-        "settings": {name: flags.FLAGS[name].value for name in (*_OWN_SETTINGS, *SETTINGS)},
-        "precision": precision,
-        "data": {
-            "counts": info.counts,
-            "changes": info.changes,
-            "fingerprint": info.fingerprint,
-        },
-        "results": results,
-    }
-    write_report(path, report)
-    print(f"{path} written after {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 from absl import flags, logging
-from phases import accuracy, faster_precision, frozen, mean_and_spread, train, write_report
+from phases import accuracy, faster_precision, frozen, report_students, train
 from strategy import in_scope, strategy
 
 import keras_ssd as ssd
@@ -183,7 +183,10 @@ def run(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> None:
             result = _student(name, frozen_teacher, data, precision[_STUDENT.value], seed)
             results[name].append(result)
             print(f"{name}, seed {seed}: {result}", flush=True)
-    _report({"teacher": top_1, **results}, data.info, precision, time.perf_counter() - start)
+    settings = {name: flags.FLAGS[name].value for name in _SETTINGS}
+    path, seconds = pathlib.Path(_OUTPUT.value, "report.json"), time.perf_counter() - start
+    reported = {"teacher": top_1, **results}
+    report_students(path, reported, settings, data.info, precision, seconds)
 
 
 def _checked_flags(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> list[str]:
@@ -300,30 +303,3 @@ def _train(
         validation_data=data.validation,
         **options,
     )
-
-
-def _report(
-    results: Mapping[str, Any],
-    info: ssd.data.DatasetInfo,
-    precision: dict[str, str],
-    seconds: float,
-) -> None:
-    print(f"\nTop-1 on {info.counts['test']} test images, last epoch, {_SEEDS.value} seeds")
-    print(f"  teacher      {100 * results['teacher']:6.2f} %")
-    for method in [name for name in METHODS if name in results]:
-        mean, spread = mean_and_spread([result["test"] for result in results[method]])
-        print(f"  {method:12} {100 * mean:6.2f} +- {100 * spread:.2f} %")
-    path = pathlib.Path(_OUTPUT.value, "report.json")
-    report = {
-        "seconds": round(seconds),
-        "settings": {name: flags.FLAGS[name].value for name in _SETTINGS},
-        "precision": precision,
-        "data": {
-            "counts": info.counts,
-            "changes": info.changes,
-            "fingerprint": info.fingerprint,
-        },
-        "results": results,
-    }
-    write_report(path, report)
-    print(f"{path} written after {seconds:.0f} s")

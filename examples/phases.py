@@ -8,7 +8,7 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -153,6 +153,44 @@ def accuracy(network: keras.Model, dataset: tf.data.Dataset) -> float:
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
     """Mean and standard deviation (0 for one value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def report_students(
+    path: pathlib.Path,
+    results: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    info: ssd.data.DatasetInfo,
+    precision: Any,
+    seconds: float,
+) -> None:
+    """Prints the accuracy of every method, and writes all numbers.
+
+    Args:
+        path: The report.
+        results: By method the results of each seed, or one accuracy.
+        settings: Those of the script.
+        info: Of the images.
+        precision: Of the networks.
+        seconds: What all has taken.
+    """
+    seeds = max(len(runs) for runs in results.values() if isinstance(runs, list))
+    print(f"\nTop-1 on {info.counts['test']} test images, last epoch, {seeds} seeds")
+    for method, runs in results.items():
+        if not isinstance(runs, list):
+            print(f"  {method:12} {100 * runs:6.2f} %")
+            continue
+        mean, spread = mean_and_spread([run["test"] for run in runs])
+        print(f"  {method:12} {100 * mean:6.2f} +- {100 * spread:.2f} %")
+    data = {"counts": info.counts, "changes": info.changes, "fingerprint": info.fingerprint}
+    report = {
+        "seconds": round(seconds),
+        "settings": dict(settings),
+        "precision": precision,
+        "data": data,
+        "results": results,
+    }
+    write_report(path, report)
+    print(f"{path} written after {seconds:.0f} s")
 
 
 def write_report(path: pathlib.Path, report: dict[str, Any]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Sequence
 
 import keras
 
+from keras_ssd.arguments import is_integer
 from keras_ssd.heads.linear import linear
 from keras_ssd.heads.taps import rebuild
 from keras_ssd.layers import BatchNormalization
@@ -78,7 +78,7 @@ def with_connector(
 def _shape_of(like: Sequence[int] | keras.KerasTensor) -> tuple[int, ...]:
     given = like.shape[1:] if hasattr(like, "shape") else like
     shape = tuple(given) if isinstance(given, Iterable) else ()
-    whole = all(isinstance(size, numbers.Integral) and int(size) > 0 for size in shape)
+    whole = all(is_integer(size) and size > 0 for size in shape)
     if len(shape) not in (1, 3) or not whole:
         raise ValueError(
             "`like` must be the shape of a vector, (width,), or of a map, (height, width, "

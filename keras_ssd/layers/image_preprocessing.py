@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_ssd.arguments import is_integer, is_number
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -112,11 +113,8 @@ class ImagePreprocessing(keras.layers.Layer):
 
 
 def _checked_size(image_size: Any) -> tuple[int, int]:
-    sides = [image_size] * 2 if isinstance(image_size, numbers.Integral) else image_size
-    whole = isinstance(sides, (list, tuple)) and all(
-        isinstance(side, numbers.Integral) and not isinstance(side, bool) for side in sides
-    )
-    if not whole:
+    sides = [image_size] * 2 if is_integer(image_size) else image_size
+    if not isinstance(sides, (list, tuple)) or not all(map(is_integer, sides)):
         raise TypeError(f"`image_size` must be an integer or a pair of them, got {image_size!r}.")
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(
@@ -129,7 +127,7 @@ def _checked_statistics(mean: Any, std: Any) -> tuple[list[float] | None, list[f
     if mean is None and std is None:
         return None, None
     for name, values in (("mean", mean), ("std", std)):
-        if np.ndim(values) != 1 or not all(isinstance(value, numbers.Real) for value in values):
+        if np.ndim(values) != 1 or not all(map(is_number, values)):
             raise TypeError(
                 f"`{name}` must be a number for each channel (or `mean` and `std` both None: the "
                 f"images stay in 0..255), got {values!r}."

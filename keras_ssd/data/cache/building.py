@@ -27,7 +27,7 @@ class Building:
 
     Args:
         store: The folder.
-        answers: The teacher.
+        teacher: The teacher.
         forms: How its outputs are stored.
         training: The images.
         draws: Float32 `[augmentations, n, num_draws]`, by place.
@@ -37,13 +37,13 @@ class Building:
     def __init__(
         self,
         store: Store,
-        answers: BatchedTeacher,
+        teacher: BatchedTeacher,
         forms: dict[str, Form],
         training: Training,
         draws: np.ndarray,
         batch_size: int,
     ) -> None:
-        self._store, self._answers, self._forms = store, answers, forms
+        self._store, self._teacher, self._forms = store, teacher, forms
         self._batch_size, self._draws = batch_size, draws
         self._places = np.argsort(training.rows, kind="stable")
         self._rows = training.rows[self._places]
@@ -84,7 +84,7 @@ class Building:
         batches = self._images.batches(self._rows[numbers], self._batch_size)
         images, _ = next(batches.as_numpy_iterator())
         draws, half = self._draws[0][self._places[numbers]], (len(numbers) + 1) // 2
-        together, apart = self._answers(images, draws), self._answers(images[:half], draws[:half])
+        together, apart = self._teacher(images, draws), self._teacher(images[:half], draws[:half])
         for name in self._forms:
             one, other = together[name][:half], apart[name]
             with np.errstate(invalid="ignore"):  # what is no number is named where it is stored
@@ -119,7 +119,7 @@ class Building:
 
     def _encoded(self, images: np.ndarray, places: np.ndarray) -> dict[str, np.ndarray]:
         """By field `[images, augmentations, ...]`."""
-        said = [self._answers(images, draws[places]) for draws in self._draws]
+        said = [self._teacher(images, draws[places]) for draws in self._draws]
         arrays = {}
         for name, form in self._forms.items():
             values = np.stack([outputs[name] for outputs in said], axis=1)

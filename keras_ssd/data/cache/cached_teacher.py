@@ -101,9 +101,9 @@ def cached_teacher(
     training = check_data("cached_teacher", data)._training
     _check(folder, views, augmentations, outputs, dtype, top_k, batch_size, verbose)
     check_seed(seed)
-    answers = BatchedTeacher(teacher, views, data.info.input_shape, int(batch_size), outputs)
-    forms = _forms(answers, dtype, top_k)
-    header = _header(answers, data, views) | {
+    batched = BatchedTeacher(teacher, views, data.info.input_shape, int(batch_size), outputs)
+    forms = _forms(batched, dtype, top_k)
+    header = _header(batched, data, views) | {
         "seed": int(seed),
         "augmentations": int(augmentations),
         "dtype": dtype,
@@ -118,26 +118,26 @@ def cached_teacher(
     arrays = store.all_arrays(sorted(set(range(store.count)) - set(missing)))
     if missing:
         _check_room(store, missing, header if verbose else None)
-        building = Building(store, answers, forms, training, draws, int(batch_size))
+        building = Building(store, batched, forms, training, draws, int(batch_size))
         building.fill(missing, verbose)
         arrays |= store.all_arrays(missing)
     stored = Stored(
-        shapes=answers.shapes,
+        shapes=batched.shapes,
         read=_reader(training.rows, forms, [arrays[number] for number in range(store.count)]),
         draws={views.fingerprint: draws},
         augmentations=int(augmentations),
         seed=int(seed),
     )
     settings = f"augmentations={int(augmentations)}, seed={int(seed)}"
-    return with_teacher(data, stored, f"cached_teacher({answers.name!r}, {settings})")
+    return with_teacher(data, stored, f"cached_teacher({batched.name!r}, {settings})")
 
 
-def _header(answers: BatchedTeacher, data: Splits, views: Views) -> dict[str, Any]:
+def _header(batched: BatchedTeacher, data: Splits, views: Views) -> dict[str, Any]:
     """What decides the outputs: labels and their noise do not."""
     rows = data._training.rows
     return {
         "schema": SCHEMA,
-        "teacher_fingerprint": answers.fingerprint,
+        "teacher_fingerprint": batched.fingerprint,
         "data": data.info.name,
         "data_fingerprint": data.info.fingerprint,
         "image_shape": list(data.info.input_shape),
@@ -145,23 +145,23 @@ def _header(answers: BatchedTeacher, data: Splits, views: Views) -> dict[str, An
         "rows": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(),
         "views": [type(views).__name__, views.get_config()],
         "num_views": views.num_views,
-        "outputs": {name: list(shape) for name, shape in answers.shapes.items()},
+        "outputs": {name: list(shape) for name, shape in batched.shapes.items()},
         "shard": SHARD,
     }
 
 
-def _forms(answers: BatchedTeacher, dtype: str, top_k: int | None) -> dict[str, Form]:
-    if top_k is not None and "logits" not in answers.shapes:
+def _forms(batched: BatchedTeacher, dtype: str, top_k: int | None) -> dict[str, Form]:
+    if top_k is not None and "logits" not in batched.shapes:
         raise ValueError(
-            f"`top_k` is for the output `logits`, and those stored are {sorted(answers.shapes)}: "
+            f"`top_k` is for the output `logits`, and those stored are {sorted(batched.shapes)}: "
             "leave it out."
         )
-    if parts := [name for name in answers.shapes if "+" in name]:
+    if parts := [name for name in batched.shapes if "+" in name]:
         raise ValueError(
             f"The names of stored outputs must be without '+', got {parts[0]!r}: name it otherwise "
             "(`named_outputs`), or leave it out of `outputs`."
         )
-    return {name: form_of(name, shape, dtype, top_k) for name, shape in answers.shapes.items()}
+    return {name: form_of(name, shape, dtype, top_k) for name, shape in batched.shapes.items()}
 
 
 def _draws(views: Views, augmentations: int, images: int, seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from keras_ssd.cluster import addresses_of, ended_after, is_address, meet, read_
 from keras_ssd.collectives import all_gather
 
 _NAMES = ("auto", "default", "mirrored", "multi_worker", "tpu")
-_MADE: list[tf.distribute.Strategy] = []  # those of several workers, in this process
+_MADE: list[MultiWorkerStrategy] = []  # that of several workers in this process, once made
 
 
 class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
@@ -67,7 +67,8 @@ def get_strategy(name: str = "auto", *, timeout: float = 300.0) -> tf.distribute
             * `"multi_worker"`: one process a worker, all started with the same lines. The
               environment variable `TF_CONFIG` tells each who they are:
               `{"cluster": {"worker": ["host1:2222", "host2:2222"]},
-              "task": {"type": "worker", "index": 0}}`. Call it before anything of TensorFlow runs.
+              "task": {"type": "worker", "index": 0}}`. Call it before anything of TensorFlow runs;
+              a process has one, and gets it again later.
             * `"tpu"`: a TPU; `"tpu:ADDRESS"` with its name or `host:port`. Without an
               address the environment variable `TPU_NAME` tells, else it is that of this machine.
             * `"auto"`: `"multi_worker"` where `TF_CONFIG` names several workers, `"tpu"` where
@@ -243,6 +244,8 @@ def _found() -> str:
 
 def _multi_worker(timeout: float) -> MultiWorkerStrategy:
     config = read_config()
+    if _MADE:  # TensorFlow numbers the collectives of each from 0, and takes one's for the other's
+        return _MADE[0]
     addresses = addresses_of(config)
     task = config["task"]
     own = config["cluster"][task["type"]][task["index"]]

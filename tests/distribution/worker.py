@@ -65,15 +65,15 @@ def backups_of_their_own(strategy, folder):
     distiller.fit(data, verbose=0, callbacks=[ssd.callbacks.Backup(own)])
 
 
-def bare_distiller(strategy, folder):
-    """A Distiller under TensorFlow's own strategy."""
-    with tf.distribute.MultiWorkerMirroredStrategy().scope():
+def distiller(strategy, folder):
+    """A Distiller of which nothing is wrong but the strategy."""
+    with strategy.scope():
         ssd.Distiller(student=network(4), **ssd.presets.labels_only())
 
 
-def bare_keras(strategy, folder):
-    """A plain model under TensorFlow's own strategy, which Keras does not know how to train."""
-    with tf.distribute.MultiWorkerMirroredStrategy().scope():
+def dense_model(strategy, folder):
+    """A plain model with a metric, whose sums Keras adds up over the workers."""
+    with strategy.scope():
         model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
         model.compile("sgd", "mse", metrics=["mae"])
     model.fit(np.ones([4, 3]), np.ones([4, 2]), batch_size=4, verbose=0)
@@ -98,30 +98,32 @@ def keras_backups(strategy, folder):
     distiller.fit(*examples(4), verbose=0, callbacks=[backup])
 
 
-def mistakes(strategy, folder):
-    """What is refused, one after the other, and with which words."""
-    for mistake in (
-        plain_model,
-        keras_backups,
-        backups_of_their_own,
-        bare_distiller,
-        bare_keras,
-    ):
-        try:
-            mistake(strategy, folder)
-        except Exception as error:  # whatever it is: the test looks at it
-            words = f"{type(error).__name__}: {error}".partition("\n")[0]
-        else:
-            words = "nothing"
-        print(f"{mistake.__name__}: {words}", flush=True)
+def another_strategy(strategy, folder):
+    """A second strategy in a process, whose collectives TensorFlow would take for the first's."""
+    with ssd.distribution.get_strategy("multi_worker").scope():
+        model = keras.Sequential([keras.Input([5]), keras.layers.Dense(3)])
+    assert model.distribute_strategy is strategy
 
 
-HOW = {
-    "whole": train,
-    "first dies": lambda strategy, folder: train(strategy, folder, dies_if(strategy, 0)),
-    "second dies": lambda strategy, folder: train(strategy, folder, dies_if(strategy, 1)),
-    "mistakes": mistakes,
-}
+def tell(*attempts):
+    """Makes attempts one after the other, and prints what is raised."""
+
+    def attempt_all(strategy, folder):
+        for attempt in attempts:
+            try:
+                attempt(strategy, folder)
+            except Exception as error:  # whatever it is: the test looks at it
+                words = f"{type(error).__name__}: {error}".partition("\n")[0]
+            else:
+                words = "nothing"
+            print(f"{attempt.__name__}: {words}", flush=True)
+
+    return attempt_all
+
+
+def ours():
+    """The strategy that users take."""
+    return ssd.distribution.get_strategy("multi_worker", timeout=120)
 
 
 def dies_if(strategy, victim):
@@ -129,7 +131,18 @@ def dies_if(strategy, victim):
     return 2 if strategy.cluster_resolver.task_id == victim else None
 
 
+HOW = {  # name: (strategy, what is done under it)
+    "whole": (ours, train),
+    "first dies": (ours, lambda strategy, folder: train(strategy, folder, dies_if(strategy, 0))),
+    "second dies": (ours, lambda strategy, folder: train(strategy, folder, dies_if(strategy, 1))),
+    "mistakes": (
+        ours,
+        tell(plain_model, dense_model, another_strategy, keras_backups, backups_of_their_own),
+    ),
+    "bare": (tf.distribute.MultiWorkerMirroredStrategy, tell(distiller, dense_model)),
+}
+
+
 if __name__ == "__main__":
-    HOW[sys.argv[2]](
-        ssd.distribution.get_strategy("multi_worker", timeout=120), pathlib.Path(sys.argv[1])
-    )
+    make_strategy, work = HOW[sys.argv[2]]
+    work(make_strategy(), pathlib.Path(sys.argv[1]))

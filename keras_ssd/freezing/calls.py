@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -141,6 +141,21 @@ class Calls:
         for tensor in _tensors(self.outputs):
             readers[id(tensor)].append(OUTSIDE)
         return readers
+
+
+def leading_to(outputs: keras.KerasTensor, calls: Sequence[Call]) -> list[Call]:
+    """Those of the calls that tensors are made of, in order.
+
+    Args:
+        outputs: A tensor, or a structure of them.
+        calls: Calls in an order in which they can be made.
+    """
+    needed, leading = set(map(id, keras.tree.flatten(outputs))), []
+    for call in reversed(calls):
+        if needed.intersection(map(id, keras.tree.flatten(call.outputs))):
+            needed.update(map(id, call.inputs))
+            leading.append(call)
+    return leading[::-1]
 
 
 class _Opened:

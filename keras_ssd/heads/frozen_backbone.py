@@ -10,12 +10,11 @@ from typing import Any
 import keras
 
 from keras_ssd.arguments import check_height_and_width
-from keras_ssd.freezing.calls import Call, Calls
+from keras_ssd.freezing.calls import Call, Calls, leading_to
 from keras_ssd.heads.main_path import replay
 from keras_ssd.heads.taps import strip_heads
 from keras_ssd.layers.frozen_backbone import FrozenBackbone, FrozenCopy
 from keras_ssd.layers.functional import as_functional, network_like, single
-from keras_ssd.models.stages import leading_to
 
 _ADVICE = "build it as a functional model"
 

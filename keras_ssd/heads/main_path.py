@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_ssd.freezing.calls import Call, Calls
+from keras_ssd.freezing.calls import Call, Calls, leading_to
 from keras_ssd.heads.taps import rebuild
 from keras_ssd.layers.functional import outputs_of, single
 
@@ -60,7 +60,7 @@ class MainPath:
                 f"{network.name!r} takes {len(keras.tree.flatten(images))}."
             )
         logits, *tapped = keras.tree.flatten(opened.outputs)
-        calls = _leading_to(logits, opened.calls)
+        calls = leading_to(logits, opened.calls)
         stops = _before_pooling(calls, _passed_by_all(images, calls, logits))
         if not stops:
             raise ValueError(
@@ -110,15 +110,6 @@ def is_merge(call: Call, *kinds: str) -> bool:
     """Whether a call puts tensors together in one of these ways, as a layer or an operation."""
     # Keras' layers and operations have the same class names; not all operations are public.
     return type(call.layer).__name__ in kinds and len(call.inputs) > 1
-
-
-def _leading_to(logits: keras.KerasTensor, calls: Sequence[Call]) -> list[Call]:
-    needed, leading = {id(logits)}, []
-    for call in reversed(calls):
-        if needed.intersection(map(id, keras.tree.flatten(call.outputs))):
-            needed.update(map(id, call.inputs))
-            leading.append(call)
-    return leading[::-1]
 
 
 def _passed_by_all(

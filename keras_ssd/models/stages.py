@@ -11,7 +11,7 @@ from numbers import Real
 
 import keras
 
-from keras_ssd.freezing.calls import Call, Calls
+from keras_ssd.freezing.calls import Call, Calls, leading_to
 from keras_ssd.layers.functional import as_functional
 
 _ADVICE = "give the optimizer a mapping from the paths of its weights to factors"
@@ -75,21 +75,6 @@ def stage_multipliers(
             "before its backbone is frozen."
         )
     return factors
-
-
-def leading_to(outputs: keras.KerasTensor, calls: Sequence[Call]) -> list[Call]:
-    """Those of the calls that tensors are made of, in order.
-
-    Args:
-        outputs: A tensor, or a structure of them.
-        calls: Calls in an order in which they can be made.
-    """
-    needed, leading = set(map(id, keras.tree.flatten(outputs))), []
-    for call in reversed(calls):
-        if needed.intersection(map(id, keras.tree.flatten(call.outputs))):
-            needed.update(map(id, call.inputs))
-            leading.append(call)
-    return leading[::-1]
 
 
 def _ends(model: keras.Model, network: Calls, stages: Sequence[str] | None) -> dict[str, Call]:

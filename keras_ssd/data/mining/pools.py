@@ -127,6 +127,11 @@ def open_pool(
             )
         return _Folder(folder, _files_in(folder))
     name = os.fsdecode(name)
+    if name == "digits":
+        raise ValueError(
+            "`name` must be a folder or a set of TFDS, and 'digits' comes with scikit-learn: give "
+            "its images to `array_pool`."
+        )
     builder = tfds_builder(name, data_dir)
     prepare(builder, name, download)
     check_prepared(builder, name, split)

@@ -271,6 +271,11 @@ def test_name_of_a_folder(photos, monkeypatch, given):
     assert next(open_pool(given("../photos/b")).read()).source == "b/1.png"
 
 
+def test_the_digits_are_no_set_of_tfds():
+    with pytest.raises(ValueError, match="'digits' comes with scikit-learn: give its images to"):
+        open_pool("digits")
+
+
 def test_refused_folders(photos, tmp_path):
     with pytest.raises(ValueError, match=r"must be a folder, got nothing at .*: check the path"):
         open_pool(tmp_path / "none")

@@ -14,8 +14,9 @@ from keras_ssd.batch import Batch, auxiliary_names
 from keras_ssd.distiller.diagnosis import is_chance, teacher_findings, value_findings
 from keras_ssd.distiller.guard import are_probabilities
 from keras_ssd.distiller.inputs import Inputs
+from keras_ssd.distiller.rehearsal import RehearsedTerm
 from keras_ssd.distiller.report import CheckReport, NetworkFacts, TermFacts
-from keras_ssd.distiller.steps import RehearsedTerm, Steps
+from keras_ssd.distiller.steps import Steps
 from keras_ssd.distiller.teacher_head import is_trained
 from keras_ssd.layers.structure import (
     compute_dtypes,
@@ -43,7 +44,8 @@ def report_on(distiller: Steps, data: Any, steps_per_epoch: int | None) -> Check
     """
     inputs = Inputs.of(data)
     images = np.asarray(inputs.images)
-    batch, rehearsed = distiller.rehearse(data)
+    rehearsal = distiller.rehearse(data)
+    batch, rehearsed = rehearsal.batch, rehearsal.terms
     counted = np.asarray(batch.weights_of("plain")) > 0
     counted |= not counted.any()
     scores = _plain_scores(batch)
@@ -53,6 +55,7 @@ def report_on(distiller: Steps, data: Any, steps_per_epoch: int | None) -> Check
     running = distiller.teacher if inputs.teacher is None else None
     networks = _networks(distiller, inputs, images, scores, labels, counted)
     terms, loss, gradient = _terms(rehearsed)
+    head_terms, *_ = _terms(rehearsal.head_terms)
     findings = list(_unusable(images))
     comparable = "teacher" in scores and scores["teacher"].shape == scores["student"].shape
     if comparable and labels is not None and not findings and not is_trained(distiller):
@@ -62,8 +65,11 @@ def report_on(distiller: Steps, data: Any, steps_per_epoch: int | None) -> Check
     findings += _projection_findings(distiller, batch)
     findings += _auxiliary_findings(distiller, batch)
     findings += _batch_findings(distiller, int(counted.sum()))
-    findings += _term_findings(terms, rehearsed)
-    findings += _untaught(distiller.student, rehearsed)
+    findings += _term_findings("student", terms, rehearsed)
+    findings += _untaught("student", distiller.student, rehearsed)
+    if rehearsal.head_terms:
+        findings += _term_findings("teacher's head", head_terms, rehearsal.head_terms)
+        findings += _untaught("teacher's head", distiller.teacher_head, rehearsal.head_terms)
     agreement = None
     if comparable:
         agree = scores["teacher"].argmax(1) == scores["student"].argmax(1)
@@ -82,6 +88,7 @@ def report_on(distiller: Steps, data: Any, steps_per_epoch: int | None) -> Check
         terms=terms,
         loss=loss,
         gradient=gradient,
+        head_terms=head_terms,
     )
 
 
@@ -288,13 +295,15 @@ def _batch_findings(distiller: Steps, images: int) -> Iterator[str]:
         )
 
 
-def _term_findings(terms: Sequence[TermFacts], rehearsed: Sequence[RehearsedTerm]) -> Iterator[str]:
+def _term_findings(
+    learner: str, terms: Sequence[TermFacts], rehearsed: Sequence[RehearsedTerm]
+) -> Iterator[str]:
     """Terms that teach nothing."""
     for term, how in zip(terms, rehearsed, strict=True):
         if not (np.isfinite(term.value) and np.isfinite(term.gradient)):
             yield f"`{term.name}` or its gradient is NaN or infinite on this batch."
         elif term.gradient == 0:
-            yield f"`{term.name}` has no gradient on the student: {_why(how)}."
+            yield f"`{term.name}` has no gradient on the {learner}: {_why(how)}."
 
 
 def _why(term: RehearsedTerm) -> str:
@@ -307,16 +316,18 @@ def _why(term: RehearsedTerm) -> str:
     return "all rows of this batch are at its minimum, or a layer is dead or saturated"
 
 
-def _untaught(student: keras.Model, rehearsed: Sequence[RehearsedTerm]) -> Iterator[str]:
+def _untaught(
+    learner: str, network: keras.Model, rehearsed: Sequence[RehearsedTerm]
+) -> Iterator[str]:
     """Trainable variables that nothing teaches."""
     by_variable = zip(*(term.gradient for term in rehearsed), strict=True)
     paths = [
         variable.path
-        for variable, gradients in zip(student.trainable_variables, by_variable, strict=True)
+        for variable, gradients in zip(network.trainable_variables, by_variable, strict=True)
         if all(gradient is None for gradient in gradients)
     ]
     if paths:
         yield (
-            f"{len(paths)} trainable variables of the student are reached by no term and stay "
+            f"{len(paths)} trainable variables of the {learner} are reached by no term and stay "
             f"as they are: {', '.join(paths[:3])}{', ...' if paths[3:] else ''}."
         )

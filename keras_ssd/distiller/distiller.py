@@ -334,9 +334,9 @@ class Distiller(Saved):
         The table begins with warnings, each with what to do: a teacher at chance, with its classes
         in another order or with images normalised as it was not trained; values that do not fit
         what a network expects; probabilities in place of logits; a batch too small to compare
-        images; a term without gradient on the student. Then teacher and student (precision,
-        accuracy, entropy) and the terms of the loss: value, norm of the weighted gradient on the
-        student, and its cosine with the gradient of the whole loss.
+        images; a term without gradient. Then teacher and student (precision, accuracy, entropy),
+        and the terms of the student's loss and of the teacher's head: value, norm of the weighted
+        gradient on who learns, and its cosine with the gradient of all of them.
 
         No Keras variable changes. It takes as long as some training steps (a backward pass a term,
         and the teacher a few times more); with several replicas the whole batch runs on one.

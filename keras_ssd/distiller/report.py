@@ -42,15 +42,15 @@ class NetworkFacts:
 
 @dataclasses.dataclass(frozen=True)
 class TermFacts:
-    """A term of the loss on one batch.
+    """A term of the student's loss, or of that of the teacher's head, on one batch.
 
     Attributes:
-        name: The objective's name, or `"student's own"` for regularisers, `add_loss` and
-            `compile(loss=)`.
+        name: The name under which it is shown, or `"student's own"` for regularisers, `add_loss`
+            and `compile(loss=)`.
         value: The bare mean.
         weight: What it is multiplied by in the loss.
         rows: The weight of the rows that it counts; None for the student's own.
-        gradient: Norm of the gradient of the weighted term on the student's variables.
+        gradient: Norm of the gradient of the weighted term on the variables of who learns.
         cosine: Cosine of that gradient with the gradient of the loss, in -1..1; 0 where it is 0.
     """
 
@@ -81,6 +81,7 @@ class CheckReport:
         terms: One a term of the loss.
         loss: The loss.
         gradient: Norm of its gradient.
+        head_terms: One a term that trains the teacher's head; empty where it does not learn.
     """
 
     warnings: tuple[str, ...]
@@ -96,6 +97,7 @@ class CheckReport:
     terms: tuple[TermFacts, ...]
     loss: float
     gradient: float
+    head_terms: tuple[TermFacts, ...]
 
     def __str__(self) -> str:
         """The table, warnings first."""
@@ -114,8 +116,11 @@ class CheckReport:
             "\n".join(warnings) or "Nothing to warn of.",
             self._batch(),
             networks,
-            _table(_TERM_COLUMNS, terms),
+            _table(("term", *_TERM_COLUMNS), terms),
         ]
+        if self.head_terms:
+            of_head = [_term_row(term) for term in self.head_terms]
+            blocks.append(_table(("term of the teacher's head", *_TERM_COLUMNS), of_head))
         return "\n\n".join(blocks)
 
     def _batch(self) -> str:
@@ -142,7 +147,7 @@ _NETWORK_COLUMNS = (
     "accuracy",
     "entropy",
 )
-_TERM_COLUMNS = ("term", "value", "weight", "rows", "gradient", "cosine")
+_TERM_COLUMNS = ("value", "weight", "rows", "gradient", "cosine")
 
 
 def _network_row(network: NetworkFacts) -> tuple[str, ...]:

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_ssd.batch import Batch
 from keras_ssd.collectives import all_sum, num_replicas, replica_rows, row_count
 from keras_ssd.distiller import preflight
-from keras_ssd.distiller.gradients import shared_gradients, whole_gradient
+from keras_ssd.distiller.gradients import shared_gradients
 from keras_ssd.distiller.guard import Guard, fed_everywhere
 from keras_ssd.distiller.inputs import Inputs, check_inputs, images_of, with_known_size
+from keras_ssd.distiller.rehearsal import OWN, Rehearsal, TapedTerm
 from keras_ssd.distiller.teacher_head import check_outputs, is_trained, run_head, shown_name
 from keras_ssd.distiller.trackers import Trackers
 from keras_ssd.losses import at_least_float32
@@ -23,29 +23,7 @@ from keras_ssd.objectives import HardLabels, Objective
 from keras_ssd.teacher import FrozenTeacher, named
 from keras_ssd.views import Views
 
-
-@dataclasses.dataclass(frozen=True)
-class RehearsedTerm:
-    """A term of the loss on one batch.
-
-    Attributes:
-        name: The objective's name, or `OWN`.
-        weight: What the mean is multiplied by in the loss.
-        mean: The bare mean.
-        count: The weight of the rows that it counts; None for `OWN`.
-        gradient: The gradient of the weighted mean: an array a trainable variable of the student,
-            None where the term does not reach it.
-    """
-
-    name: str
-    weight: float
-    mean: float
-    count: float | None
-    gradient: list[np.ndarray | None]
-
-
 _TEACHERS_DRAWS = 1 << 40  # added to the seed: the teacher's own views are drawn independently
-OWN = "student's own"  # regularisers, `add_loss` and `compile(loss=)`
 _Term = tuple[Objective, tf.Tensor, tf.Tensor]  # an objective, its sum and its count
 _CROSS_ENTROPY = HardLabels(name="cross_entropy")  # the loss of an evaluation
 
@@ -119,14 +97,11 @@ class Steps(keras.Model):
         self._track(batch, terms, head_terms, guard.checked(share))
         return self.get_metrics_result()
 
-    def rehearse(self, data: Any) -> tuple[Batch, list[RehearsedTerm]]:
+    def rehearse(self, data: Any) -> Rehearsal:
         """A training step on one replica that changes nothing, its gradient a term at a time.
 
         Args:
             data: A batch, as `fit` hands one to `train_step`.
-
-        Returns:
-            What the objectives were given, and the terms; the student's own only if it has any.
         """
         inputs = self._inputs(data, training=True)
         check_inputs(self, inputs)
@@ -136,27 +111,23 @@ class Steps(keras.Model):
         scope = keras.StatelessScope(collect_losses=True, initialize_variables=False)
         with scope, tf.GradientTape(persistent=True) as tape:
             batch, *_ = self._batch(inputs, rows, teacher, training=True)
-            terms = [
-                (objective.name, objective.weight, tf.math.divide_no_nan(total, count), count)
-                for objective, total, count in _run(self.objectives, batch)
-            ]
+            terms = _run(self.objectives, batch)
             preflight.check_untrained(self.objectives, self.student)
-            weighted = [weight * mean for _, weight, mean, _ in terms]
+            taped = [TapedTerm.of(*term) for term in terms]
+            of_head = [TapedTerm.of(*term) for term in _reaching_head(terms)]
+            head_terms = self._head_terms(batch, teacher)
+            of_head += [TapedTerm.of(*term, name=shown_name(term[0])) for term in head_terms]
         with tape:  # regularisers find no weights in the scope
             own = self._student_losses(batch, scope.losses)
         if own != 0:
-            terms, weighted = [*terms, (OWN, 1.0, own, None)], [*weighted, own]
-        variables = self.student.trainable_variables
-        return batch, [
-            RehearsedTerm(
-                name=name,
-                weight=weight,
-                mean=float(mean),
-                count=None if count is None else float(count),
-                gradient=whole_gradient(tape, value, variables),
-            )
-            for (name, weight, mean, count), value in zip(terms, weighted, strict=True)
-        ]
+            taped.append(TapedTerm(OWN, 1.0, own, None, own))
+        students, head = self.student.trainable_variables, self.teacher_head
+        heads = head.trainable_variables if head is not None and is_trained(self) else []
+        return Rehearsal(
+            batch,
+            [term.rehearsed(tape, students) for term in taped],
+            [term.rehearsed(tape, heads) for term in of_head if heads],
+        )
 
     @tf.autograph.experimental.do_not_convert
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:

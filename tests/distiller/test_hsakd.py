@@ -137,7 +137,7 @@ def test_half_precision(method, policy):
     model = distiller(method, student=student, optimizer=sgd(0.02, momentum=0.9))
     is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert is_scaled == (policy == "mixed_float16")
-    batch, _ = model.rehearse((tf.constant(IMAGES), tf.constant(LABELS)))
+    batch = model.rehearse((tf.constant(IMAGES), tf.constant(LABELS))).batch
     assert {batch.student[name].dtype.name for name in heads_of(method)} == {policy[6:]}
     for objective in model.objectives:
         assert objective(batch)[0].dtype == tf.float32, objective.name

@@ -80,7 +80,8 @@ def test_a_step_in_half_precision(policy):
     model = taught(lambda: built("shufflenet_v1", dtype=policy))
     is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert is_scaled == (policy == "mixed_float16")
-    batch, terms = model.rehearse((tf.constant(IMAGES), tf.constant(LABELS)))
+    rehearsal = model.rehearse((tf.constant(IMAGES), tf.constant(LABELS)))
+    batch, terms = rehearsal.batch, rehearsal.terms
     assert batch.student.keys() == {"logits", *HEADS}
     assert {output.dtype for output in batch.student.values()} == {tf.float32}
     for objective, term in zip(model.objectives, terms, strict=True):

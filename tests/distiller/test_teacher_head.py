@@ -145,6 +145,47 @@ def test_what_is_shown():
     assert abs(history["loss"][0] - total) < 0.1 * total  # terms count rows, the loss batches
 
 
+def test_a_check_shows_what_the_heads_next_step_does():
+    """The value of its term, and the gradient that moves it."""
+    model = ega()
+    model.compile(sgd(), teacher_optimizer=sgd(1.0), run_eagerly=True)
+    before = weights(model.teacher_head)
+    report = model.check(IMAGES, LABELS, batch_size=len(IMAGES))
+    assert_equal(weights(model.teacher_head), before)
+    shown = step(model)
+    [term] = report.head_terms
+    assert (term.name, term.weight, term.rows) == ("teacher_hard_labels", 1, len(IMAGES))
+    assert term.value == pytest.approx(shown[term.name], rel=1e-5)
+    pairs = zip(before, weights(model.teacher_head), strict=True)
+    moved = np.concatenate([(old - new).ravel() for old, new in pairs])
+    assert term.gradient == pytest.approx(np.linalg.norm(moved), rel=1e-4)
+    assert "\nterm of the teacher's head  value  weight" in str(report)
+    assert "\nteacher_hard_labels " in str(report)
+
+
+def test_a_check_shows_the_students_terms_that_reach_the_head():
+    model = ega(train_teacher_head=False)
+    assert model.check(IMAGES, LABELS).head_terms == ()
+    assert "head" not in str(model.check(IMAGES, LABELS))
+    model.objectives[1].trains_teacher_head = True
+    model.compile(sgd(), teacher_optimizer=sgd(), run_eagerly=True)
+    report = model.check(IMAGES, LABELS)
+    [term] = report.head_terms
+    assert (term.name, term.value) == ("embedding_graph", report.terms[1].value)
+    assert 0 < term.gradient != report.terms[1].gradient
+    [warning] = [one for one in report.warnings if "head" in one]
+    assert "2 trainable variables of the teacher's head are reached by no term" in warning
+
+
+def test_a_check_names_a_term_of_the_head_that_teaches_nothing():
+    model = ega()
+    report = model.check(IMAGES, np.full_like(LABELS, -1))
+    assert any(
+        "`teacher_hard_labels` has no gradient on the teacher's head: no row" in one
+        for one in report.warnings
+    )
+
+
 def test_two_optimizers_two_schedules():
     """The student's rate falls, the head's does not; each has its own step."""
     rate = ssd.schedules.steps_at(0.05, epochs=[1, 2, 3], steps_per_epoch=3)

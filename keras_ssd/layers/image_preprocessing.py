@@ -28,12 +28,13 @@ class ImagePreprocessing(keras.layers.Layer):
 
     The resize is the bicubic one (a = -0.5) that published weights were trained with: of 8-bit
     images, first the width, then the height, the result of each rounded and clipped to 0..255, and
-    antialiased where it shrinks. It gives the pixels of Pillow bit for bit where float32 is
-    multiplied in float32; in TensorFloat-32 and in a TPU's bfloat16 passes, too, but for the rare
-    pixel that lies within about 1e-3 of a half and may round the other way. It is two products with
-    constant matrices, so that it runs under XLA and on a TPU. A side that has its size already is
-    left alone, and images of the right size are not rounded; others, if floats, are rounded to
-    whole grey levels first, as an 8-bit image holds them.
+    antialiased where it shrinks. It gives the pixels of Pillow 12 and older bit for bit where
+    float32 is multiplied in float32; in TensorFloat-32 and in a TPU's bfloat16 passes, too, but for
+    the rare pixel that lies within about 1e-3 of a half and may round the other way. (Pillow 13
+    begins with the height where that is less work, and differs by up to about ten grey levels
+    then.) It is two products with constant matrices, so that it runs under XLA and on a TPU. A side
+    that has its size already is left alone, and images of the right size are not rounded; others,
+    if floats, are rounded to whole grey levels first, as an 8-bit image holds them.
 
     Args:
         image_size: Height and width of the outputs, or one number for both.

@@ -32,15 +32,27 @@ def smooth(height, width):
 
 
 def pillow(images, height, width):
-    resized = [Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC) for x in images]
-    return np.stack([np.asarray(image) for image in resized])
+    """Of any version: the order of the two passes is Pillow's own choice from 13 on."""
+
+    def resized(image, *size):
+        return image.resize(size, Image.Resampling.BICUBIC)
+
+    wide = [resized(Image.fromarray(image), width, len(image)) for image in images]
+    return np.stack([np.asarray(resized(image, width, height)) for image in wide])
 
 
 def grey_levels(images, size, **options):
     return np.asarray(ImagePreprocessing(size, None, None, **options)(images))
 
 
-SIZES = [((32, 32), (224, 224)), ((40, 57), (31, 16)), ((9, 100), (65, 3)), ((96, 8), (1, 8))]
+SIZES = [
+    ((32, 32), (224, 224)),
+    ((40, 57), (31, 16)),
+    ((9, 100), (65, 3)),
+    ((96, 8), (1, 8)),
+    ((97, 61), (33, 50)),
+    ((32, 32), (16, 64)),
+]
 
 
 @pytest.mark.parametrize("images", [noise, step_edge, smooth])

@@ -18,6 +18,7 @@ from keras_ssd.arguments import is_number
 from keras_ssd.cluster import addresses_of, ended_after, is_address, meet, read_config, wait_for
 from keras_ssd.collectives import all_gather
 
+_LONGEST = 7 * 24 * 3600
 _NAMES = ("auto", "default", "mirrored", "multi_worker", "tpu")
 _MADE: list[MultiWorkerStrategy] = []  # that of several workers in this process, once made
 
@@ -74,9 +75,10 @@ def get_strategy(name: str = "auto", *, timeout: float = 300.0) -> tf.distribute
             * `"auto"`: `"multi_worker"` where `TF_CONFIG` names several workers, `"tpu"` where
               there is one or `TPU_NAME` is set, `"mirrored"` where there are several GPUs, else
               `"default"`.
-        timeout: Seconds, > 0, that workers wait for one another at the start, and that a TPU with
-            an address may take to answer. Workers and TPUs that answer and then start nothing end
-            this process with a sentence, as TensorFlow waits for them and lets nobody in.
+        timeout: Seconds, > 0 and at most a week, that workers wait for one another at the start,
+            and that a TPU with an address may take to answer. Workers and TPUs that answer and then
+            start nothing end this process with a sentence, as TensorFlow waits for them and lets
+            nobody in.
 
     Returns:
         A `tf.distribute.Strategy`.
@@ -89,8 +91,10 @@ def get_strategy(name: str = "auto", *, timeout: float = 300.0) -> tf.distribute
     kind, _, address = str(name).partition(":")
     if kind not in _NAMES or (address and kind != "tpu"):
         raise ValueError(f"`name` must be one of {', '.join(_NAMES)} or tpu:ADDRESS, got {name!r}.")
-    if not is_number(timeout) or not timeout > 0:
-        raise ValueError(f"`timeout` must be > 0 seconds, got {timeout!r}.")
+    if not is_number(timeout) or not 0 < timeout <= _LONGEST:
+        raise ValueError(
+            f"`timeout` must be > 0 seconds and at most a week ({_LONGEST:,}), got {timeout!r}."
+        )
     if kind == "auto":
         kind = _found()
     if kind == "mirrored":
@@ -125,7 +129,7 @@ def chief_path(
 ) -> Iterator[pathlib.Path]:
     """The path for the chief, and for every other worker one that is thrown away.
 
-    All workers save, and the chief's file stays:
+    All workers save, the chief's file stays, and it is there when any of them goes on:
 
         with ssd.distribution.chief_path("student.keras", strategy) as path:
             student.save(path)
@@ -141,11 +145,16 @@ def chief_path(
         Where this process writes.
     """
     path = pathlib.Path(path)
-    if is_chief(strategy):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield pathlib.Path(folder, path.name)
+    strategy = strategy or tf.distribute.get_strategy()
+    try:
+        if is_chief(strategy):
+            yield path
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                yield pathlib.Path(folder, path.name)
+    finally:
+        with lost_workers_told(strategy):
+            _gathered(strategy, 0)
 
 
 def check_strategy(strategy: tf.distribute.Strategy) -> None:
@@ -169,11 +178,7 @@ def check_same(strategy: tf.distribute.Strategy, what: str, number: int) -> None
     Raises:
         ValueError: If another worker's is another one.
     """
-    if not isinstance(strategy, MultiWorkerStrategy):
-        return
-    mine = tf.constant([number])
-    of_all = strategy.run(tf.function(lambda: all_gather(mine)))
-    numbers = strategy.experimental_local_results(of_all)[0].numpy().tolist()
+    numbers = _gathered(strategy, number)
     if len(set(numbers)) > 1:
         raise ValueError(
             f"{what} must be the same on all workers, got {numbers}, one a replica: give all of "
@@ -226,6 +231,15 @@ def lost_workers_told(strategy: tf.distribute.Strategy) -> Iterator[None]:
             "stops, too: start all of them again, and `callbacks.Backup` goes on after the last "
             "whole epoch."
         ) from error
+
+
+def _gathered(strategy: tf.distribute.Strategy, number: int) -> list[int]:
+    """The numbers of all replicas of the workers, who wait for one another here."""
+    if not isinstance(strategy, MultiWorkerStrategy):
+        return [number]
+    mine = tf.constant([number])
+    of_all = strategy.run(tf.function(lambda: all_gather(mine)))
+    return strategy.experimental_local_results(of_all)[0].numpy().tolist()
 
 
 def _size(strategy: tf.distribute.Strategy) -> int:

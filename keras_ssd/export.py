@@ -43,7 +43,7 @@ def export_student(
 
     The file is read back and compared with the student on random images before it gets its name;
     the largest difference is printed. An earlier SavedModel at `path` is replaced only then. Of
-    several workers the chief alone writes.
+    several workers the chief alone writes, and the others do not wait for it.
 
     Args:
         distiller_or_network: A Distiller (its `student` is exported) or any built Keras model that

@@ -87,8 +87,8 @@ def test_an_unknown_name_is_refused(name):
         get_strategy(name)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "a", None])
-def test_a_timeout_is_above_0(timeout):
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e6, "a", None])
+def test_a_timeout_is_above_0_and_at_most_a_week(timeout):
     with pytest.raises(ValueError, match="`timeout` must be > 0 seconds"):
         get_strategy("default", timeout=timeout)
 

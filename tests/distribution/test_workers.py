@@ -110,6 +110,7 @@ def test_mistakes_are_told(tmp_path):
         assert words["plain_model"] == "nothing"
         assert words["dense_model"] == "nothing"
         assert words["another_strategy"] == "nothing"
+        assert words["files_are_there"] == "nothing"
         assert "use `keras_ssd.callbacks.Backup(folder)`" in words["keras_backups"]
         assert (
             "of the backups must be the same on all workers, got [2, 0]"

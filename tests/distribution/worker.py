@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 
 import keras
 import numpy as np
@@ -89,6 +90,20 @@ def plain_model(strategy, folder):
     model.fit(data, validation_data=data, verbose=0)
 
 
+def files_are_there(strategy, folder):
+    """What has just been saved can be read on every worker."""
+    with strategy.scope():
+        saved = ssd.Distiller(student=network(4), **ssd.presets.labels_only())
+        saved.compile(sgd())
+    saved.save_weights(folder / "saved.weights.h5")
+    saved.load_weights(folder / "saved.weights.h5")
+    with ssd.distribution.chief_path(folder / "slow.txt", strategy) as path:
+        if ssd.distribution.is_chief(strategy):
+            time.sleep(1)  # the others are here long before
+        path.write_text("there")
+    assert (folder / "slow.txt").read_text() == "there"
+
+
 def keras_backups(strategy, folder):
     """The backups of Keras, which all workers would write."""
     with strategy.scope():
@@ -137,7 +152,14 @@ HOW = {  # name: (strategy, what is done under it)
     "second dies": (ours, lambda strategy, folder: train(strategy, folder, dies_if(strategy, 1))),
     "mistakes": (
         ours,
-        tell(plain_model, dense_model, another_strategy, keras_backups, backups_of_their_own),
+        tell(
+            plain_model,
+            dense_model,
+            another_strategy,
+            files_are_there,
+            keras_backups,
+            backups_of_their_own,
+        ),
     ),
     "bare": (tf.distribute.MultiWorkerMirroredStrategy, tell(distiller, dense_model)),
 }

@@ -1,8 +1,9 @@
-"""One batch through everything before a long run: what `Distiller.check` measures."""
+"""A look at one batch before a long run: what `Distiller.check` measures, and what `fit` sees."""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from keras_ssd.batch import Batch, auxiliary_names
 from keras_ssd.distiller.diagnosis import is_chance, teacher_findings, value_findings
+from keras_ssd.distiller.first_batch import first_batch
 from keras_ssd.distiller.guard import are_probabilities
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.rehearsal import RehearsedTerm
@@ -90,6 +92,18 @@ def report_on(distiller: Steps, data: Any, steps_per_epoch: int | None) -> Check
         gradient=gradient,
         head_terms=head_terms,
     )
+
+
+def warn_of_values(distiller: Steps, x: Any) -> bool:
+    """Warns where the values of the first images do not fit; False where none could be read."""
+    batch = first_batch(x)
+    if batch is None:
+        return False
+    inputs = Inputs.of(batch)
+    teacher = distiller.teacher if inputs.teacher is None else None
+    for finding in value_findings(np.asarray(inputs.images), distiller.student, teacher).values():
+        warnings.warn(finding, stacklevel=3)
+    return True
 
 
 def _plain_scores(batch: Batch) -> dict[str, np.ndarray]:

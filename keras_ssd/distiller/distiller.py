@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_ssd.callbacks import followed, of_this_worker
 from keras_ssd.distiller import preflight
-from keras_ssd.distiller.check import report_on
-from keras_ssd.distiller.diagnosis import value_findings
+from keras_ssd.distiller.check import report_on, warn_of_values
 from keras_ssd.distiller.first_batch import first_batch, num_batches
 from keras_ssd.distiller.guard import plain_sentences
-from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.report import CheckReport
 from keras_ssd.distiller.saving import Hidden, Saved
 from keras_ssd.distiller.teacher_head import (
@@ -302,7 +298,7 @@ class Distiller(Saved):
         warn_if_alone(self.distribute_strategy)
         preflight.check_fit(x, y, options.get("class_weight"))
         if check and not self._values_seen:
-            self._look_at_values(x)
+            self._values_seen = warn_of_values(self, x)
         if isinstance(x, tf.data.Dataset):
             options.setdefault("shuffle", False)  # Keras warns that it ignores its own default
         callbacks = of_this_worker(followed(callbacks, x), self.distribute_strategy)
@@ -310,21 +306,13 @@ class Distiller(Saved):
         self._initial_epoch = None  # Keras would begin where an earlier `fit` was resumed
         with plain_sentences(self.distribute_strategy):
             history = super().fit(x, y, batch_size, epochs, verbose, callbacks=callbacks, **options)
+            head = self.teacher_head
+            if head is not None and is_trained(self) and epochs > 0:  # as Keras does the student's
+                self.teacher_optimizer.finalize_variable_values(head.trainable_variables)
             # Batch normalisation on each worker has seen its own images.
             for network in filter(None, (self.student, self.teacher_head)):
                 take_from_chief(self.distribute_strategy, network.non_trainable_variables)
             return history
-
-    def _look_at_values(self, x: Any) -> None:
-        batch = first_batch(x)
-        if batch is None:
-            return
-        inputs = Inputs.of(batch)
-        teacher = self.teacher if inputs.teacher is None else None
-        images = np.asarray(inputs.images)
-        for finding in value_findings(images, self.student, teacher).values():
-            warnings.warn(finding, stacklevel=3)
-        self._values_seen = True
 
     def check(
         self, x: Any, y: Any = None, sample_weight: Any = None, batch_size: int | None = None
@@ -369,6 +357,11 @@ class Distiller(Saved):
         """Evaluates the student; arguments and result are those of `keras.Model.evaluate`."""
         with self.trackers.evaluation(), plain_sentences(self.distribute_strategy):
             return super().evaluate(*args, **options)
+
+    def predict(self, *args: Any, **options: Any) -> Any:
+        """The student's logits; arguments and result are those of `keras.Model.predict`."""
+        with plain_sentences(self.distribute_strategy):
+            return super().predict(*args, **options)
 
     def train_on_batch(self, *args: Any, **options: Any) -> Any:
         """Trains on one batch; arguments and result are those of `keras.Model.train_on_batch`."""

@@ -153,6 +153,11 @@ class Steps(keras.Model):
         self._track(batch, terms if self.evaluate_views else [], head_terms, guard.checked(share))
         return self.get_metrics_result()
 
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """The student's logits of one batch."""
+        images = images_of(keras.utils.unpack_x_y_sample_weight(data)[0])
+        return self(fed_everywhere(images, self.student, training=False), training=False)
+
     def _inputs(self, data: Any, training: bool) -> Inputs:
         inputs = Inputs.of(data)
         preflight.check_student_size(self.student, inputs.images)

@@ -188,6 +188,8 @@ def test_an_empty_shard_is_refused_where_tensorflow_fails_on_it(two_replicas):
         model = sskd(network(4), preset=KD)
     with pytest.raises(tf.errors.InvalidArgumentError, match="a convolution of nothing fails"):
         model.fit(batches(IMAGES[:1], LABELS[:1]), verbose=0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a convolution of nothing fails"):
+        model.predict(batches(IMAGES[:1]), verbose=0)
 
 
 # Strategy scopes.

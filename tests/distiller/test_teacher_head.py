@@ -1,5 +1,7 @@
 """A head on the teacher's side: trained beside the student, before it, or not at all."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -197,6 +199,28 @@ def test_two_optimizers_two_schedules():
     np.testing.assert_allclose(rates, [0.05, 0.005, 5e-4, 5e-5], rtol=1e-5)
     assert float(model.teacher_optimizer.learning_rate) == 0.5
     assert int(model.optimizer.iterations) == int(model.teacher_optimizer.iterations) == 12
+
+
+@pytest.mark.parametrize("on_replicas", [False, True])
+def test_the_head_ends_as_its_average(on_replicas, two_replicas):
+    scope = two_replicas.scope() if on_replicas else contextlib.nullcontext()
+    with scope:
+        model = ega(compiled={"run_eagerly": not on_replicas})
+        averaging = sgd(0.5, use_ema=True, ema_momentum=0.5)
+        model.compile(sgd(), teacher_optimizer=averaging, run_eagerly=not on_replicas)
+    steps = []
+    recorded = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: steps.append(  # noqa: ARG005
+            weights(model.teacher_head)
+        )
+    )
+    model.fit(batches(IMAGES, LABELS, size=4), epochs=2, callbacks=[recorded], verbose=0)
+    averages = steps[0]
+    for after in steps[1:]:
+        pairs = zip(averages, after, strict=True)
+        averages = [0.5 * average + 0.5 * weight for average, weight in pairs]
+    assert_close(weights(model.teacher_head), averages, 1e-6)
+    assert differs(weights(model.teacher_head), steps[-1])
 
 
 def test_published_schedule():

@@ -140,6 +140,7 @@ class ContrastiveRepresentation(OneOutputEach):
         teacher, student = (
             unit_vectors(at_least_float32(rows, "embeddings")) for rows in self._rows(batch)
         )
+        teacher = tf.cast(teacher, student.dtype)
         step = tf.convert_to_tensor(self.state.step.value)
         drawn = self.images.draw(index, tf.stack([tf.constant(self.seed, tf.int64), step]))
         scores = (
@@ -149,12 +150,12 @@ class ContrastiveRepresentation(OneOutputEach):
         constants = self._constants(scores, weights, batch.training)
         num_images = len(self.images.labels)
         values = sum(
-            tf.cast(contrastive_representation_loss(each / constant, num_images), student.dtype)
+            contrastive_representation_loss(each / constant, num_images)
             for each, constant in zip(scores, constants, strict=True)
         )
         if batch.training:
             places = all_gather(tf.where((weights > 0) & is_known, index, _NOBODY))
-            seen = tf.concat([student, tf.cast(teacher, student.dtype)], axis=1)
+            seen = tf.concat([student, teacher], axis=1)
             self.state.replace(places, all_gather(tf.stop_gradient(seen)), self.momentum)
         total, count = weighted_sum(values, weights)
         unknown = all_sum(tf.reduce_sum(tf.cast(~is_known, tf.int32)))

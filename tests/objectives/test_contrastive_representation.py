@@ -358,6 +358,15 @@ def test_halves_are_computed_in_float32(dtype):
     assert_equal(remembered(halves), remembered(floats))
 
 
+@pytest.mark.parametrize(("teachers", "students"), [("float32", "float64"), ("float64", "float32")])
+def test_networks_of_two_precisions(teachers, students):
+    vectors = embeddings(3, dtype="float32")
+    both = [tf.cast(rows, dtype) for rows, dtype in zip(vectors, (teachers, students), strict=True)]
+    found, expected = (crd()(batch_of([0, 1, 2], vectors=given)) for given in (both, vectors))
+    assert found[0].dtype.name == students
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+
+
 def test_compiled_equals_eager(float64):
     plain, xla = crd(positives="class"), crd(positives="class")
     batch = batch_of([3, 0, 3, 7], weights=[1.0, 2, 1, 0])

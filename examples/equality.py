@@ -149,6 +149,11 @@ def _network(name: str) -> keras.Model:
         return type(layer).from_config({**layer.get_config(), "dtype": _PRECISION.value})
 
     loaded = keras.models.load_model(name, compile=False)
+    if len(loaded.inputs) != 1 or len(loaded.inputs[0].shape) != 4:
+        raise SystemExit(
+            f"{name!r} must take images [rows, height, width, channels] alone, got "
+            f"{[tuple(tensor.shape) for tensor in loaded.inputs]}: give a network that does."
+        )
     copy = _copy(ssd.named_outputs(loaded, {}), converted)  # functional, a Sequential one, too
     copy.dtype_policy = keras.DTypePolicy(_PRECISION.value)
     return copy

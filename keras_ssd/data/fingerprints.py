@@ -119,12 +119,12 @@ def kind_of(layer: Any) -> list[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of functions, which nobody loads here
             config = layer.get_config()
-    except NotImplementedError:
+    except (NotImplementedError, TypeError) as error:
         raise ValueError(
             f"The layers of the teacher must tell their settings, and {layer.name!r} of "
-            f"{type(layer).__name__} has no `get_config`, so that nothing tells it from another: "
-            "give it one."
-        ) from None
+            f"{type(layer).__name__} has no `get_config` that can, so that nothing tells it from "
+            "another: give it one, or make it of a function."
+        ) from error
     functions = {
         name: _of_function(value)
         for name, value in vars(layer).items()

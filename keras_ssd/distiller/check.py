@@ -14,7 +14,6 @@ import tensorflow as tf
 from keras_ssd.batch import Batch, auxiliary_names
 from keras_ssd.distiller.diagnosis import is_chance, teacher_findings, value_findings
 from keras_ssd.distiller.first_batch import first_batch
-from keras_ssd.distiller.guard import are_probabilities
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distiller.rehearsal import RehearsedTerm
 from keras_ssd.distiller.report import CheckReport, NetworkFacts, TermFacts
@@ -28,6 +27,7 @@ from keras_ssd.layers.structure import (
     takes_raw_images,
 )
 from keras_ssd.losses import cosine_similarity, joint_labels
+from keras_ssd.losses.probabilities import are_probabilities
 from keras_ssd.teacher import FrozenTeacher
 
 _FEW_IMAGES = 8  # fewer columns of a similarity matrix say little; the papers have 64

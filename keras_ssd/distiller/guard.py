@@ -15,6 +15,7 @@ from keras_ssd.collectives import all_sum, num_replicas
 from keras_ssd.distiller import preflight
 from keras_ssd.distiller.inputs import Inputs
 from keras_ssd.distribution import lost_workers_told
+from keras_ssd.losses.probabilities import are_probabilities
 
 
 class Guard:
@@ -88,13 +89,6 @@ class Guard:
         """The tensors, not before all assertions have held."""
         with tf.control_dependencies(self._assertions):
             return tf.nest.map_structure(tf.identity, tensors)
-
-
-def are_probabilities(outputs: tf.Tensor) -> tf.Tensor:
-    """Whether no score of `[R, C]` is negative and every row sums to 1 (to 1 %)."""
-    outputs = tf.cast(outputs, tf.float32)
-    sums_to_one = tf.abs(tf.reduce_sum(outputs, axis=-1) - 1) < 1e-2
-    return tf.reduce_all(outputs >= 0) & tf.reduce_all(sums_to_one)
 
 
 def fed_everywhere(images: tf.Tensor, student: keras.Model, training: bool) -> tf.Tensor:

@@ -193,7 +193,8 @@ def check_logits(owner: str, outputs: Mapping[str, Any]) -> None:
     if len(logits.shape) != 2 or logits.shape[-1] is None or logits.shape[-1] < 2:
         raise ValueError(
             f"The {owner}'s logits must be [rows, classes] with at least 2 classes, got "
-            f"{tuple(logits.shape)}: end a two-class network in 2 logits, and pool feature maps."
+            f"{tuple(logits.shape)}: end a two-class network in 2 logits, pool feature maps, and "
+            "give a table of logits for as many views as the Distiller has (of one: [n, classes])."
         )
     if ends_in_probabilities(logits):
         raise ValueError(

@@ -175,7 +175,7 @@ def test_the_name_of_a_teacher_decides_nothing(tmp_path):
 # What is on the disk
 
 
-def test_the_same_call_runs_no_teacher_a_second_time(tmp_path, capsys):
+def test_the_same_call_runs_the_teacher_on_one_batch_alone(tmp_path, capsys):
     counter = Counter()
     network = teacher(first=counter)
     first = cached(tmp_path, network, batch_size=8, verbose=1)
@@ -186,8 +186,8 @@ def test_the_same_call_runs_no_teacher_a_second_time(tmp_path, capsys):
         f"{size / 1e6:.1f} MB in {tmp_path}"
     )
     before = files(tmp_path)
-    again = cached(tmp_path, network, verbose=1)
-    assert counter.calls.numpy() == 3 + 2
+    again = cached(tmp_path, network, batch_size=8, verbose=1)
+    assert counter.calls.numpy() == 3 + 2 + 1
     assert (files(tmp_path), capsys.readouterr().out) == (before, "")
     for (x, _), (same, _) in zip(epoch(first.train, 1), epoch(again.train, 1), strict=True):
         tf.nest.map_structure(np.testing.assert_array_equal, x, same)

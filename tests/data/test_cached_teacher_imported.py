@@ -46,6 +46,7 @@ NAN = np.where(np.arange(COUNT)[:, None] == 20, np.nan, TABLE)
         (TABLE, {"index": np.zeros(COUNT, int)}, ValueError, "name each place from 0 to 22 once"),
         (TABLE, {"index": np.arange(COUNT) + 0.0}, ValueError, "name each place"),
         (TABLE, {"index": np.arange(5)}, ValueError, "name each place"),
+        (TABLE, {"index": np.array(3)}, ValueError, "name each place"),
     ],
 )
 def test_other_tables_are_refused(tables, options, kind, message):
@@ -59,3 +60,21 @@ def test_other_files_are_refused(tmp_path):
     for name in ("text.npy", "several.npz", "."):
         with pytest.raises(ValueError, match="must be a file of one array"):
             ssd.data.imported_teacher(tmp_path / name, splits())
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in")  # NumPy leaves the file open
+def test_a_cut_archive_is_refused(tmp_path):
+    np.savez(tmp_path / "whole.npz", a=TABLE, b=TABLE)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:300])
+    with pytest.raises(ValueError, match="must be a file of one array"):
+        ssd.data.imported_teacher(tmp_path / "cut.npz", splits())
+    with pytest.raises(ValueError, match="must be the path of a file that is there"):
+        ssd.data.imported_teacher(tmp_path / "cut.npz" / "logits.npy", splits())
+
+
+def test_an_array_that_is_filled_anew_changes_nothing():
+    table = TABLE.copy()
+    taught = ssd.data.imported_teacher(table, splits())
+    table[:] = np.nan
+    x, _ = epoch(taught.train)[0]
+    np.testing.assert_allclose(x["teacher"]["logits"], TABLE[x["index"]], 1e-6)

@@ -26,6 +26,11 @@ def network_with(output):
     return keras.Model(images, {"logits": keras.layers.Dense(3)(x), **output(x)})
 
 
+def teacher_of_logits():
+    network = teacher()
+    return keras.Model(network.input, network.output["logits"])
+
+
 def scale(x):
     return {"scale": keras.layers.Lambda(lambda x: keras.ops.mean(x))(x)}
 
@@ -43,6 +48,17 @@ class Noise(keras.layers.Layer):
 
 def noisy(x):
     return {"noisy": Noise()(x)}
+
+
+class Scale(keras.layers.Layer):
+    """Its factor is in its code, as in that of many a layer of one's own."""
+
+    def call(self, x):
+        return x * 2.0
+
+
+def scaled(x):
+    return {"scaled": Scale()(x)}
 
 
 def values_of_top_k(x):
@@ -81,6 +97,19 @@ MISTAKES = {
         lambda: {"network": network_with(noisy), "outputs": None},
         ValueError,
         r"neither on the images beside it nor on chance to be stored, got 'noisy' off by",
+    ),
+    "statistics in its graph, an image at a time": (
+        lambda: {"network": network_with(centred), "outputs": None, "batch_size": 1},
+        ValueError,
+        r"neither on the images beside it nor on chance to be stored, got 'centred' off by",
+    ),
+    "a softmax": (
+        lambda: {
+            "network": keras.Sequential([teacher_of_logits(), keras.layers.Softmax()]),
+            "outputs": None,
+        },
+        ValueError,
+        "must give logits to be stored, got probabilities",
     ),
     "an output without rows": (
         lambda: {"network": network_with(scale), "outputs": None},
@@ -147,6 +176,12 @@ def test_a_mistake_leaves_nothing_behind(tmp_path, make, kind, message):
 def test_a_folder_that_is_none(folder):
     with pytest.raises(TypeError, match="`folder` must be the path of a folder, got"):
         cached(folder)
+
+
+def test_a_file_in_place_of_a_folder_above(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ValueError, match=r"`folder` must be a folder, got .*: .*file is a file"):
+        cached(tmp_path / "file" / "of" / "mine")
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):
@@ -277,3 +312,26 @@ def test_a_call_with_other_arguments_meanwhile_is_noticed(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="another `seed`"):
         cached(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"header.json"}
+
+
+STORED = [{"outputs": ["scaled"]}, {"outputs": None, "top_k": 2, "dtype": "float16"}]
+
+
+@pytest.mark.parametrize("options", STORED, ids=str)
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_code_that_was_changed_meanwhile_is_noticed(tmp_path, monkeypatch, options, batch_size):
+    keras.utils.set_random_seed(0)
+    first = network_with(scaled)
+
+    def again():
+        network = network_with(scaled)
+        network.set_weights(first.get_weights())
+        return cached(tmp_path, network, batch_size=batch_size, **options)
+
+    again()
+    before = files(tmp_path)
+    again()
+    monkeypatch.setattr(Scale, "call", lambda self, x: x * 2.2)  # noqa: ARG005
+    with pytest.raises(ValueError, match="another teacher said: 'scaled' of some images is off"):
+        again()
+    assert files(tmp_path) == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -13,10 +13,11 @@ from keras_ssd.data.cache.batched_teacher import BatchedTeacher
 from keras_ssd.data.cache.forms import Form, check_storable
 from keras_ssd.data.cache.store import WAIT, Store
 from keras_ssd.data.training import Training
+from keras_ssd.losses.probabilities import are_probabilities
 
-_ROUNDING = (
-    1e-3  # of the largest number, between two runs; a change of kernels is less, even halved
-)
+# Of the largest number:
+_ROUNDING = 1e-3  # between two runs; a change of kernels is less, even halved
+_OTHER_DEVICE = 0.05  # between two devices, in half precision
 
 
 class Building:
@@ -78,13 +79,52 @@ class Building:
                 time.sleep(WAIT)
             left = waiting
 
+    def check_stored(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Refuses a shard of which this teacher says something else.
+
+        A fingerprint does not tell of code that was changed; what is said of some images does.
+
+        Args:
+            number: Its number.
+            arrays: What is stored there.
+
+        Raises:
+            ValueError: If a number is off by more than other devices make of it.
+        """
+        images, places = self._some(self._store.images_of(number).start)
+        said = self._teacher(images, self._draws[0][places])
+        for name, form in self._forms.items():
+            for ending, now in form.encoded(said[name]).items():
+                there = arrays[name + ending][: len(now), 0].astype("float64")
+                if not np.issubdtype(now.dtype, np.floating):
+                    continue  # classes, of which equal ones may change places
+                off = np.abs(now[: len(there)] - there).max()
+                if not off <= _OTHER_DEVICE * np.abs(there).max():  # or it is no number
+                    raise ValueError(
+                        f"{str(self._store.folder)!r} holds what another teacher said: {name!r} of "
+                        f"some images is off by {off:.2g} from what this one says, though weights "
+                        "and settings are the same. Look for code that was changed; give another "
+                        "folder, or delete this one."
+                    )
+
+    def _some(self, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Images from a number on, as many as are run at once and two at least; their places."""
+        size = max(self._batch_size, 2)
+        rows, places = (array[start : start + size] for array in (self._rows, self._places))
+        images, _ = next(self._images.batches(rows, size).as_numpy_iterator())
+        return images, places
+
     def _check_function(self) -> None:
         """Runs the teacher on some images, and on half of them: it must say the same of those."""
-        numbers = np.arange(min(self._batch_size, len(self._rows)))
-        batches = self._images.batches(self._rows[numbers], self._batch_size)
-        images, _ = next(batches.as_numpy_iterator())
-        draws, half = self._draws[0][self._places[numbers]], (len(numbers) + 1) // 2
+        images, places = self._some()
+        draws, half = self._draws[0][places], (len(images) + 1) // 2
         together, apart = self._teacher(images, draws), self._teacher(images[:half], draws[:half])
+        logits = together.get("logits")
+        if logits is not None and len(logits) > 1 and are_probabilities(logits):
+            raise ValueError(
+                "The teacher must give logits to be stored, got probabilities (none is negative, "
+                "all rows sum to 1): build it without a softmax at the end."
+            )
         for name in self._forms:
             one, other = together[name][:half], apart[name]
             with np.errstate(invalid="ignore"):  # what is no number is named where it is stored

@@ -62,7 +62,7 @@ def cached_teacher(
     on where another one was interrupted; several processes that make it at the same time share the
     work, also on several hosts where the file system has locks (NFS version 4, Lustre with
     `flock`). Once all is there, files are read, compared with their SHA-256, and mapped into
-    memory.
+    memory, and the teacher runs on one batch alone, which must come to what is stored of it.
 
     Args:
         teacher: A built Keras model, or a `FrozenTeacher` of one (with preprocessing, in half
@@ -114,11 +114,14 @@ def cached_teacher(
     }
     store = Store(folder, header, fields)
     draws = _draws(views, int(augmentations), len(training.rows), int(seed))
+    building = Building(store, batched, forms, training, draws, int(batch_size))
     missing = store.missing()
-    arrays = store.all_arrays(sorted(set(range(store.count)) - set(missing)))
+    there = sorted(set(range(store.count)) - set(missing))
+    arrays = store.all_arrays(there)
+    for number in there[:1]:
+        building.check_stored(number, arrays[number])
     if missing:
         _check_room(store, missing, header if verbose else None)
-        building = Building(store, batched, forms, training, draws, int(batch_size))
         building.fill(missing, verbose)
         arrays |= store.all_arrays(missing)
     stored = Stored(

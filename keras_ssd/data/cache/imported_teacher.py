@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,20 +66,20 @@ def imported_teacher(
 
 
 def _opened(name: str, table: Any) -> np.ndarray:
-    if isinstance(table, np.ndarray):
-        return table
+    if isinstance(table, np.ndarray):  # which may be filled anew; a file is not read whole
+        return table if isinstance(table, np.memmap) else table.copy()
     if not isinstance(table, str | os.PathLike):
         raise TypeError(
             f"{name} must be a NumPy array or the path of one, got a {type(table).__name__}."
         )
     try:
         array = np.load(table, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{name} must be the path of a file that is there, got {str(table)!r}: write it with "
             "`numpy.save`."
         ) from None
-    except (ValueError, EOFError, IsADirectoryError) as error:
+    except (ValueError, EOFError, IsADirectoryError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{name} must be a file of one array as `numpy.save` writes it, and {str(table)!r} is "
             "none: save the numbers alone."
@@ -113,8 +114,8 @@ def _row_of(index: Any, rows: int) -> np.ndarray:
     if index is None:
         return np.arange(rows)
     places = _opened("`index`", index)
-    is_integer = np.issubdtype(places.dtype, np.integer)
-    if not is_integer or not np.array_equal(np.sort(places, axis=0), np.arange(rows)):
+    are_integers = places.ndim == 1 and np.issubdtype(places.dtype, np.integer)
+    if not are_integers or not np.array_equal(np.sort(places), np.arange(rows)):
         raise ValueError(
             f"`index` must name each place from 0 to {rows - 1} once, got {places.dtype} "
             f"{list(places.shape)}: give the `index` of each row's image (`data.with_index()`)."

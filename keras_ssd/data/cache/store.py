@@ -67,8 +67,9 @@ class Store:
         self._header = json.loads(json.dumps(header))  # as it is read
         self._own = _digest(self._header)
         self.count = -(-header["images"] // header["shard"])
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"`folder` must be a folder, got the file {str(folder)!r}.")
+        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if not there.is_dir():
+            raise ValueError(f"`folder` must be a folder, got {str(folder)!r}: {there} is a file.")
         if (self.folder / _HEADER).exists():
             if self._has_shards():  # what a call without one has left is of nothing
                 self._check_header()

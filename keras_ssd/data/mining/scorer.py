@@ -21,6 +21,7 @@ from keras_ssd.heads.taps import with_embedding
 from keras_ssd.layers.functional import as_functional, is_functional, network_like, outputs_of
 from keras_ssd.layers.structure import normalization_of
 from keras_ssd.losses.precision import at_least_float32
+from keras_ssd.losses.probabilities import are_probabilities
 from keras_ssd.teacher import FrozenTeacher, freeze
 
 _LEAST_ROWS = 2  # a row alone is multiplied in another order than rows of a matrix, and rounded so
@@ -138,8 +139,8 @@ class Scorer:
         Raises:
             ValueError: If it gives probabilities.
         """
-        classes, scores, embeddings, finite, are_probabilities = self._run(batch)
-        if are_probabilities.numpy():
+        classes, scores, embeddings, finite, is_softmax = self._run(batch)
+        if is_softmax.numpy():
             raise ValueError(
                 f"The teacher {self.name!r} must give logits, got probabilities (none is negative, "
                 "all rows sum to 1): build it without a softmax at the end."
@@ -177,9 +178,7 @@ class Scorer:
             if self._embedding:
                 embedding = tf.cast(_vectors(outputs, self.name), tf.float32)
                 finite &= tf.reduce_all(tf.math.is_finite(embedding), axis=1)
-            sums_to_1 = tf.abs(tf.reduce_sum(logits, axis=1) - 1) <= 1e-2
-            are_probabilities = tf.reduce_all(sums_to_1) & tf.reduce_all(logits >= 0)
-            return classes, scores, embedding, finite, are_probabilities
+            return classes, scores, embedding, finite, are_probabilities(logits)
 
         signature = [tf.TensorSpec(self._shape, tf.uint8)]
         return tf.function(run, autograph=False, input_signature=signature)

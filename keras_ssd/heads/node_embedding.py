@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_ssd.arguments import check_count
 from keras_ssd.heads.linear import linear
-from keras_ssd.heads.taps import with_embedding
-from keras_ssd.layers.functional import as_functional, network_like, outputs_of
+from keras_ssd.heads.taps import with_embedding, without_unread
+from keras_ssd.layers.functional import as_functional, is_functional, network_like, outputs_of
 
 NODE, LOGITS = "node", "logits"
 
@@ -73,7 +73,8 @@ def with_node_embedding(
     _check_kept(network, kept)
     dtype = "float64" if network.dtype_policy.name == "float64" else "float32"
     head = _linear_layers(outputs["embedding"], units, num_classes, dtype)
-    return network_like(model, network.input, {**kept, **head})
+    network = network_like(model, network.input, {**kept, **head})
+    return without_unread(network) or network
 
 
 def node_embedding_head(width: int, num_classes: int, *, units: int = 256) -> keras.Model:
@@ -138,17 +139,24 @@ def with_folded_classifier(network: keras.Model) -> keras.Model:
     """The function of `network`, the layers `node` and `logits` in one; else as it is.
 
     Args:
-        network: A functional model that returns the logits alone; it is left as it is.
+        network: A functional model that returns the logits alone, as `strip_heads` makes it; it is
+            left as it is. The layers may be those of a model inside it.
     """
     embedder = next((layer for layer in network.layers if _is_linear(layer, NODE)), None)
-    if embedder is None:
+    inside = {}
+    for model in filter(is_functional, network.layers):
+        given = as_functional(model)
+        folded = with_folded_classifier(given)
+        if folded is not given:
+            inside[id(model)] = folded
+    if embedder is None and not inside:
         return network
     nodes: list[tuple[Any, Any]] = []  # what goes into `node`, and what comes out
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if nodes and args[0] is nodes[-1][1] and _is_linear(layer, LOGITS):
             return _product(embedder, layer)(nodes[-1][0])
-        outputs = layer(*args, **kwargs)
+        outputs = inside.get(id(layer), layer)(*args, **kwargs)
         if layer is embedder:
             nodes.append((args[0], outputs))
         return outputs

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
-from keras_ssd.layers.functional import as_functional, is_functional, network_like, outputs_of
+from keras_ssd.layers.functional import (
+    as_functional,
+    is_functional,
+    network_like,
+    outputs_of,
+    single,
+)
 
 Side = Literal["input", "output"]
 
@@ -47,8 +53,10 @@ def named_outputs(model: keras.Model, taps: Mapping[str, str]) -> keras.Model:
 def strip_heads(network: keras.Model) -> keras.Model:
     """The function of `network` with only `logits`, sharing its layers.
 
+    Of the models inside it, too, only what leads to the logits is left.
+
     Args:
-        network: A functional or Sequential model. One that has a single output comes back as it is.
+        network: A functional or Sequential model. One without heads comes back as it is.
 
     Returns:
         A model that returns the tensor of logits.
@@ -60,8 +68,71 @@ def strip_heads(network: keras.Model) -> keras.Model:
     functional = as_functional(network)
     logits = outputs_of(functional)["logits"]
     if not isinstance(functional.output, dict):
-        return network
-    return network_like(network, functional.input, logits)
+        return without_unread(functional) or network
+    alone = network_like(network, functional.input, logits)
+    return without_unread(alone) or alone
+
+
+def without_unread(network: keras.Model) -> keras.Model | None:
+    """The same function, the models inside it without the outputs that nobody reads.
+
+    Args:
+        network: A functional model; it is left as it is.
+
+    Returns:
+        A model that shares the layers that are left; None where all outputs are read.
+    """
+    if not any(map(is_functional, network.layers)):
+        return None
+    recorded: list[tuple[Any, Any, Any]] = []
+
+    def record(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = layer(*args, **kwargs)
+        recorded.append((layer, (args, kwargs), outputs))
+        return outputs
+
+    copy = _called_anew(network, record)
+    taken = [copy.output, *(given for _, given, _ in recorded)]
+    read = set(map(id, keras.tree.flatten(taken)))
+    places: dict[int, list[bool]] = {}  # of each model: which of its outputs some call has read
+    for layer, _, outputs in recorded:
+        if is_functional(layer):
+            mine = [id(tensor) in read for tensor in keras.tree.flatten(outputs)]
+            places[id(layer)] = [
+                any(pair) for pair in zip(mine, places.get(id(layer), mine), strict=True)
+            ]
+    layers = {id(layer): layer for layer, _, _ in recorded}
+    cut = {key: _only(layers[key], kept) for key, kept in places.items()}
+    if not any(cut.values()):
+        return None
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        inner = cut.get(id(layer))
+        if inner is None:
+            return layer(*args, **kwargs)
+        results = keras.tree.flatten(inner(*args, **kwargs))
+        rest = iter(results)
+        flat = [next(rest) if kept else results[0] for kept in places[id(layer)]]
+        return keras.tree.pack_sequence_as(single(layer.output), flat)
+
+    rebuilt = _called_anew(network, call)
+    return network_like(network, rebuilt.input, rebuilt.output)
+
+
+def _only(model: keras.Model, kept: Sequence[bool]) -> keras.Model | None:
+    """A model with some of its outputs; None where these are all, here and in what it holds."""
+    functional = as_functional(model)
+    outputs = keras.tree.flatten(functional.output)
+    if all(kept):
+        return without_unread(functional)
+    some = [output for output, is_kept in zip(outputs, kept, strict=True) if is_kept]
+    alone = network_like(model, functional.input, some)
+    return without_unread(alone) or alone
+
+
+def _called_anew(network: keras.Model, call: Callable[..., Any]) -> keras.Model:
+    """`network` on a new input, each of its layers called by `call`."""
+    return keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
 
 
 def with_embedding(network: keras.Model, embedding: str | None) -> keras.Model:
@@ -159,9 +230,7 @@ def rebuild(
                 found[name] = _one_tensor(value, path)
         return outputs
 
-    rebuilt = keras.models.clone_model(
-        model, clone_function=lambda layer: layer, call_function=call
-    )
+    rebuilt = _called_anew(model, call)
     return rebuilt, {name: found[name] for name in taps}
 
 

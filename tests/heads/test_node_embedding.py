@@ -87,6 +87,43 @@ def test_the_exported_classifier_is_one_layer(times, tmp_path):
     np.testing.assert_allclose(exported, logits, rtol=1e-5, atol=1e-5)
 
 
+def inside(network):
+    """The network as a layer of another one."""
+    images = keras.Input((8, 8, 3), dtype="uint8")
+    return keras.Model(images, network(images))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_nothing_is_left_of_the_classifier_of_a_model_inside(depth, tmp_path):
+    nested = model()
+    for _ in range(depth):
+        nested = inside(nested)
+    network, plain = (
+        ssd.with_node_embedding(nested, units=3),
+        ssd.with_node_embedding(model(), units=3),
+    )
+    assert [w.shape for w in network.trainable_weights] == [
+        w.shape for w in plain.trainable_weights
+    ]
+    network.save(tmp_path / "network.keras")
+    loaded = keras.models.load_model(tmp_path / "network.keras")
+    for name, output in network(IMAGES).items():
+        np.testing.assert_array_equal(loaded(IMAGES)[name], output)
+    assert nested(IMAGES).shape == (5, 4)  # as it was
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_classifier_of_a_student_inside_is_folded(depth, tmp_path):
+    network = student = ssd.with_node_embedding(ssd.with_projection(model()), units=300)
+    for _ in range(depth):
+        network = inside(network)
+    ssd.export_student(network, tmp_path / "student")
+    loaded = tf.saved_model.load(str(tmp_path / "student"))
+    assert {tuple(w.shape) for w in loaded.weights} == {tuple(w.shape) for w in model().weights}
+    exported = loaded.signatures["serving_default"](image=tf.constant(IMAGES))["logits"]
+    np.testing.assert_allclose(exported, student(IMAGES)["logits"], rtol=1e-5, atol=1e-5)
+
+
 def test_folding_leaves_the_network_and_other_networks_alone():
     network = ssd.strip_heads(ssd.with_node_embedding(model(), units=3))
     before = network(IMAGES)

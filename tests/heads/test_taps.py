@@ -256,6 +256,26 @@ def test_strip_heads(case):
     assert {id(v) for v in stripped.variables} == {id(v) for v in model.variables}
 
 
+@pytest.mark.parametrize("reads_projection", [False, True])
+def test_heads_of_a_network_inside_that_is_called_twice(reads_projection):
+    """What one of the calls reads stays, and nothing else."""
+    model = nested()
+    network = with_projection(model)
+    images = keras.Input(IMAGES.shape[1:])
+    first, second = network(images), network(layers.Rescaling(0.5)(images))
+    logits = second["logits"]
+    if reads_projection:
+        logits = layers.Dense(5, use_bias=False, trainable=False)(second["projection"])
+    outer = keras.Model(images, layers.Add()([first["logits"], logits]))
+    stripped = strip_heads(outer)
+    np.testing.assert_array_equal(stripped(IMAGES), outer(IMAGES))
+    left = network if reads_projection else model
+    assert {id(v) for v in stripped.trainable_variables} == {
+        id(v) for v in left.trainable_variables
+    }
+    assert (strip_heads(outer) is outer) == reads_projection
+
+
 def test_strip_heads_of_a_plain_model(case):
     model, _ = case
     assert strip_heads(model) is model

@@ -31,6 +31,7 @@ _MEAN_AND_STD = {
     "clip": {},
     "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
     "unit": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "symmetric": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
     "none": {"mean": None, "std": None},
 }
 _NORMALIZATION = flags.DEFINE_enum(
@@ -106,7 +107,8 @@ def _options(kind: str, what: str) -> dict[str, Any]:
         raise SystemExit(
             f"How {_TEACHER.value} wants its images normalised is not known: give "
             f"--teacher_normalization, one of {', '.join(sorted(_MEAN_AND_STD))} (none for a "
-            "network that does it itself, as most of keras.applications)."
+            "network that does it itself, as MobileNetV3, EfficientNet and ConvNeXt of "
+            "keras.applications; symmetric is -1 to 1)."
         )
     first = ssd.layers.ImagePreprocessing(_IMAGE_SIZE.value, **_MEAN_AND_STD[normalization])
     return {**options, "preprocessing": first}

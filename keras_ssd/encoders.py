@@ -11,7 +11,13 @@ import tensorflow as tf
 from keras import ops
 
 from keras_ssd.freezing.saved_models import RestoredFunction, restored
-from keras_ssd.layers.functional import as_functional, is_functional, network_like, single
+from keras_ssd.layers.functional import (
+    as_functional,
+    is_functional,
+    network_like,
+    reason_of,
+    single,
+)
 from keras_ssd.layers.image_preprocessing import ImagePreprocessing
 from keras_ssd.layers.structure import check_image_size, takes_raw_images
 from keras_ssd.teacher import FrozenTeacher, freeze, specs_of
@@ -129,7 +135,8 @@ class _Embedding:
         if isinstance(outputs, (list, tuple)):
             raise TypeError(
                 f"The encoder returns a {type(outputs).__name__} of {len(outputs)} outputs without "
-                "names: give a function that returns the one that is meant."
+                "names: give a model (`keras.Model(encoder.input, encoder.outputs[0])`), or a "
+                "function, that returns the one that is meant."
             )
         if not isinstance(outputs, Mapping):
             if self.output is not None:
@@ -268,10 +275,12 @@ def _traced(function: Any, read: _Embedding, images: tf.TensorSpec) -> dict[str,
         try:
             outputs = function(rows, **options)
         except Exception as error:  # whatever a function raises on images that it does not take
-            size, reason = tuple(images.shape[1:]), str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"The encoder does not take float32 images {size} ({reason}): give them in another "
-                "size, such as `preprocessing=keras_ssd.layers.ImagePreprocessing(224)`."
+                f"The encoder fails on float32 images {tuple(images.shape[1:])} "
+                f"({reason_of(error)}): give it images of the size that it takes, such as "
+                "`preprocessing=keras_ssd.layers.ImagePreprocessing(224)`, and make a function of "
+                "TensorFlow's operations (another one by `tf.numpy_function` and "
+                "`tf.ensure_shape`)."
             ) from error
         return read(outputs)
 

@@ -17,7 +17,7 @@ from keras_ssd.freezing import (
     warn_if_slower,
 )
 from keras_ssd.layers.frozen_backbone import FrozenCopy
-from keras_ssd.layers.functional import is_functional, single
+from keras_ssd.layers.functional import is_functional, reason_of, single
 from keras_ssd.layers.structure import check_image_size, compute_dtypes, flat_layers
 
 _BATCH_NORM = ("inference", "batch", "batch_update")
@@ -141,10 +141,26 @@ class FrozenTeacher:
             images = self.preprocessing(images)
         options = {} if self.batch_norm == "inference" else {"training": training}
         self._check_size(images)
-        outputs = self.read(self._network(images, **options))
+        outputs = self.read(self._run(images, options))
         if len(outputs) == 1:  # of several, one may have no rows: a scale, a vector of each class
             _check_rows(rows, *outputs.values())
         return {name: tf.stop_gradient(tensor) for name, tensor in outputs.items()}
+
+    def _run(self, images: tf.Tensor, options: Mapping[str, Any]) -> Any:
+        """What the network returns; a subclassed model that fails says why in one sentence."""
+        try:
+            return self._network(images, **options)
+        except tf.errors.OpError:  # of the run, and not of the model
+            raise
+        except Exception as error:  # whatever a user's `call` raises
+            if not isinstance(self.model, keras.Model) or is_functional(self.model):
+                raise
+            shape = tuple(getattr(images, "shape", ()))
+            raise ValueError(
+                f"The teacher {self.model.name!r} fails on images {shape[1:]} "
+                f"({reason_of(error)}): give it those that it takes, by `preprocessing` (of a "
+                "Distiller `teacher_preprocessing`)."
+            ) from error
 
     def _check_size(self, images: tf.Tensor) -> None:
         """Refuses images that do not fit the input of a model whose graph is known."""

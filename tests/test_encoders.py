@@ -490,12 +490,22 @@ REFUSED = {
     "size of a function": (
         lambda: lambda images: tf.ensure_shape(images, [None, 8, 8, 3]),
         {"pooling": "mean", "preprocessing": ImagePreprocessing(16)},
-        r"does not take float32 images \(16, 16, 3\) .*ImagePreprocessing\(224\)`",
+        r"fails on float32 images \(16, 16, 3\) \(.*\): .*ImagePreprocessing\(224\)`",
     ),
     "size of a subclassed model": (
         subclassed,
         {"output": "embedding", "preprocessing": ImagePreprocessing(16)},
-        r"does not take float32 images \(16, 16, 3\) .*ImagePreprocessing\(224\)`",
+        r"fails on float32 images \(16, 16, 3\) \((?!Exception).+\): .*ImagePreprocessing\(224\)`",
+    ),
+    "a function of NumPy": (
+        lambda: lambda images: np.asarray(images).mean((1, 2)),
+        {"preprocessing": ImagePreprocessing(16)},
+        r"fails on float32 images \(16, 16, 3\) \(.*\): .*another one by `tf.numpy_function`",
+    ),
+    "channels first": (
+        lambda: keras.Sequential([keras.Input((3, 8, 8)), layers.Flatten()]),
+        {"preprocessing": ImagePreprocessing(8)},
+        r"takes images \(3, 8, 8\), got \(8, 8, 3\): it takes channels first.*transpose",
     ),
     "width of a function": (
         lambda: lambda images: images[..., :1],

@@ -549,3 +549,27 @@ def test_another_teacher_is_traced_anew():
     assert after == (pytest.approx([np.mean(expected)]), pytest.approx(np.mean(expected)))
     assert after[0] != before[0]
     assert after[1] != before[1]
+
+
+class Flat(keras.Model):
+    """Takes the size alone that it was built on."""
+
+    def __init__(self):
+        super().__init__(name="flat")
+        self.dense = layers.Dense(3)
+
+    def call(self, rows):
+        return self.dense(layers.Flatten()(rows))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_subclassed_model_that_fails_says_why_in_one_sentence(traced):
+    model = Flat()
+    model(IMAGES)
+    teacher = ssd.freeze(model, preprocessing=keras.layers.Resizing(5, 5))
+    words = (
+        r"^The teacher 'flat' fails on images \(5, 5, 3\) \((?!Exception)[^\n]+\): give it those"
+    )
+    with pytest.raises(ValueError, match=words) as raised:
+        run(tf.constant(IMAGES))
+    assert "\n" not in str(raised.value)

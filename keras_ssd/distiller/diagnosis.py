@@ -209,4 +209,17 @@ def value_findings(
                 f"The {part} {network.name!r} has no layer that normalises, but the images lie in "
                 f"{low:.4g}..{high:.4g}: build it with `data.info`, or normalise the images."
             )
+    if teacher is not None and _left_raw(teacher):
+        findings.setdefault(
+            "teacher",
+            "The teacher has no layer that normalises, and its ImagePreprocessing leaves images in "
+            "0..255: give it the `mean` and `std` that the teacher was trained with.",
+        )
     return findings
+
+
+def _left_raw(teacher: FrozenTeacher) -> bool:
+    """Whether nothing normalises the images, neither the preprocessing nor the network."""
+    first = teacher.preprocessing
+    leaves = isinstance(first, ImagePreprocessing) and first.mean is None
+    return leaves and takes_raw_images(teacher.model) is False

@@ -26,6 +26,7 @@ from keras_ssd.distiller.teacher_head import (
 )
 from keras_ssd.distiller.trackers import RESERVED, Trackers
 from keras_ssd.distribution import check_strategy, take_from_chief, warn_if_alone
+from keras_ssd.layers import ImagePreprocessing
 from keras_ssd.objectives import Objective
 from keras_ssd.teacher import FrozenTeacher, check_batch_norm, freeze, known_outputs
 from keras_ssd.views import Plain, Views
@@ -162,7 +163,7 @@ class Distiller(Saved):
                     teacher, preprocessing=teacher_preprocessing, batch_norm=teacher_batch_norm
                 )
             )
-        if frozen is not None and frozen.preprocessing is None:
+        if frozen is not None and isinstance(frozen.preprocessing, ImagePreprocessing | None):
             preflight.check_one_input("teacher", frozen.model)
         outputs = None if frozen is None else frozen.outputs
         with_head = outputs_with_head(self.teacher_head, outputs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
 
+_WRAPPED = "Exception encountered when calling"
 NAME_OUTPUTS = "return a dict such as {'logits': ..., 'projection': ...} from its `call` instead"
 
 
@@ -57,6 +59,14 @@ def outputs_of(model: keras.Model) -> dict[str, keras.KerasTensor]:
         f"Model {model.name!r} must return a tensor (the logits) or a dict with 'logits', got "
         f"{sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__}."
     )
+
+
+def reason_of(error: Exception) -> str:
+    """The line that says what went wrong; Keras writes a page around that of a layer's `call`."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error))  # bold letters of a terminal
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reasons = [line for line in lines if not line.startswith(_WRAPPED)]
+    return next(iter(reasons), type(error).__name__).removesuffix(".")
 
 
 def single(outputs: Any) -> Any:

@@ -91,6 +91,11 @@ def check_image_size(owner: str, wanted: Any, given: Any) -> None:
     if not given.is_compatible_with(wanted):
         size, other = tuple(wanted[1:]), tuple(given[1:])
         advice = "give images of as many channels, by a function as `preprocessing`"
+        if len(size) == len(other) == 3 and size[0] == other[2]:
+            advice = (
+                "it takes channels first, so give `preprocessing=lambda images: "
+                "tf.transpose(images, [0, 3, 1, 2])`, after a resize if need be"
+            )
         if wanted[3:].is_compatible_with(given[3:]):
             advice = (
                 "make them with `preprocessing` (of a Distiller `teacher_preprocessing`), such as "

@@ -324,6 +324,22 @@ def test_one_scale_for_all_channels_is_no_standardisation():
     assert check(compiled(teacher)).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("mean", "normalises", "warns"), [(None, False, True), (None, True, False), (0.5, False, False)]
+)
+def test_images_that_a_teachers_preprocessing_leaves_raw(mean, normalises, warns):
+    images = keras.Input((8, 8, 3))
+    x = layers.Rescaling(1 / 128, -1)(images) if normalises else images
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x))
+    statistics = (None, None) if mean is None else ([mean] * 3, [mean] * 3)
+    first = ssd.layers.ImagePreprocessing(8, *statistics)
+    teacher = ssd.freeze(keras.Model(images, layers.Dense(3)(x)), preprocessing=first)
+    found = "its ImagePreprocessing leaves images in 0..255" in " ".join(
+        check(compiled(teacher)).warnings
+    )
+    assert found == warns
+
+
 def test_values_that_fit_no_network():
     report = check(compiled(), images=NORMALIZED)
     text = " ".join(report.warnings)

@@ -104,6 +104,15 @@ NOT_MADE = {
         ValueError,
         "teacher .* has 2 inputs",
     ),
+    "teacher of two inputs, resized": (
+        dict(
+            preset=KD,
+            teacher=several(inputs=2),
+            teacher_preprocessing=ssd.layers.ImagePreprocessing(8),
+        ),
+        ValueError,
+        "teacher .* has 2 inputs",
+    ),
     "a list of outputs": (dict(student=several(outputs=2)), TypeError, "got a list of 2"),
     "teacher's list": (
         dict(preset=KD, teacher=several(outputs=2)),

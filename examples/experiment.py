@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +11,15 @@ from typing import Any
 
 import keras
 from absl import flags, logging
-from phases import accuracy, faster_precision, frozen, report_students, train
+from phases import (
+    Measured,
+    accuracy,
+    faster_precision,
+    frozen,
+    keep_settings,
+    report_students,
+    train,
+)
 from strategy import in_scope, strategy
 
 import keras_ssd as ssd
@@ -72,6 +81,7 @@ _SETTINGS = (
     "stem_stride",
     "seeds",
 )
+_OF_STUDENTS = ("student", "epochs", "seeds")  # what decides nothing of a stored teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +172,9 @@ def run(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> None:
         flags.FLAGS.teacher, flags.FLAGS.student = "resnet14", "resnet8"
         for name in ("teacher_epochs", "head_epochs", "epochs"):
             setattr(flags.FLAGS, name, 1)
+    if _STORED.value:
+        deciding = [*(name for name in _SETTINGS if name not in _OF_STUDENTS), "precision"]
+        keep_settings(pathlib.Path(_OUTPUT.value, "stored_settings.json"), deciding)
     data = ssd.data.load(
         "digits" if _SMOKE.value else "cifar100",
         _BATCH_SIZE.value,
@@ -170,11 +183,15 @@ def run(methods: tuple[str, ...], phases: tuple[Phase, ...]) -> None:
     )
     _check_heads(chosen, phases, data)
     trained_here = [_STUDENT.value] if _HEADS.value else [_TEACHER.value, _STUDENT.value]
-    precision = {name: _precision(name, data) for name in trained_here}
+    # A stored teacher must be the same in a second run, so that what was measured is kept.
+    measured = Measured(pathlib.Path(_OUTPUT.value, "measured.json") if _STORED.value else None)
+    precision = {
+        name: measured.get(name, functools.partial(_precision, name, data)) for name in trained_here
+    }
     teacher = _teacher(phases, data, precision)
     top_1 = accuracy(ssd.strip_heads(teacher), data.test)
     print(f"teacher: {top_1:.4f} top-1 on {data.info.counts['test']} images", flush=True)
-    frozen_teacher, precision["frozen teacher"] = _frozen(teacher, data)
+    frozen_teacher, precision["frozen teacher"] = _frozen(teacher, data, measured)
     data = data if _FEW_SHOT.value == 1 else data.few_shot(_FEW_SHOT.value)
     data = data if _NOISE.value == 0 else data.label_noise(_NOISE.value)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
@@ -255,12 +272,15 @@ def _precision(network: str, data: ssd.data.Splits) -> str:
 
 
 @in_scope
-def _frozen(teacher: keras.Model, data: ssd.data.Splits) -> tuple[ssd.FrozenTeacher, str]:
+def _frozen(
+    teacher: keras.Model, data: ssd.data.Splits, measured: Measured
+) -> tuple[ssd.FrozenTeacher, str]:
     if _PRECISION.value != "measured":
         dtype = None if _PRECISION.value == "float32" else "bfloat16"
         return ssd.freeze(teacher, dtype=dtype), _PRECISION.value
     images = next(iter(data.train.repeat().unbatch().batch(4 * _BATCH_SIZE.value)))[0]
-    return frozen(teacher, images)
+    dtype = measured.get("frozen teacher", lambda: frozen(teacher, images)[1])
+    return ssd.freeze(teacher, dtype=None if dtype == "as it is" else dtype), dtype
 
 
 def _with_crop(preset: Callable[..., dict[str, Any]]) -> dict[str, Any]:

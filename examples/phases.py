@@ -8,14 +8,16 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import flags
 from strategy import given_precision, in_scope, is_chief
 
 import keras_ssd as ssd
+from keras_ssd.whole_files import replaced_when_complete
 
 
 def faster_precision(network: str, info: ssd.data.DatasetInfo, rows: int) -> str:
@@ -191,6 +193,39 @@ def report_students(
     }
     write_report(path, report)
     print(f"{path} written after {seconds:.0f} s")
+
+
+class Measured:
+    """What is measured once, so that a run that goes on computes as it began.
+
+    Args:
+        path: The file that keeps it; None for a run that is always begun anew.
+    """
+
+    def __init__(self, path: pathlib.Path | None) -> None:
+        self._path = path
+        self._values = json.loads(path.read_text()) if path and path.exists() else {}
+
+    def get(self, name: str, measure: Callable[[], str]) -> str:
+        """The value of a name, measured if there is none yet."""
+        if name not in self._values:
+            self._values[name] = measure()
+            if self._path and is_chief():
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with replaced_when_complete(self._path) as partial:
+                    partial.write_text(json.dumps(self._values, indent=2) + "\n")
+        return self._values[name]
+
+
+def keep_settings(path: pathlib.Path, names: Sequence[str]) -> None:
+    """Writes the values of some flags, or refuses to go on with a run of others."""
+    settings = {name: flags.FLAGS[name].value for name in names}
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise SystemExit(f"{path} is of a run with other settings: give another --output.")
+    if is_chief() and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_when_complete(path) as partial:
+            partial.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def write_report(path: pathlib.Path, report: dict[str, Any]) -> None:

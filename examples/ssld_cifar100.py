@@ -17,7 +17,6 @@ Lists of `--losses`, `--images` and `--teacher_batch_norms` make a table of all 
 from __future__ import annotations
 
 import itertools
-import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -26,11 +25,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 from absl import app, flags, logging
-from phases import accuracy, faster_precision, frozen, mean_and_spread, train, write_report
+from phases import (
+    Measured,
+    accuracy,
+    faster_precision,
+    frozen,
+    keep_settings,
+    mean_and_spread,
+    train,
+    write_report,
+)
 from strategy import in_scope, is_chief, strategy
 
 import keras_ssd as ssd
-from keras_ssd.whole_files import replaced_when_complete
 
 LOSSES: Mapping[str, Callable[[], ssd.objectives.Objective]] = {
     "symmetric_kl": ssd.objectives.SymmetricSoftLabels,
@@ -111,7 +118,7 @@ def main(_: list[str]) -> None:
         _make_small()
     kinds = _kinds()
     output = pathlib.Path(_OUTPUT.value)
-    _check_settings(output / "settings.json")
+    keep_settings(output / "settings.json", _SETTINGS)
     whole = ssd.data.load(
         "digits" if _SMOKE.value else "cifar100",
         _BATCH_SIZE.value,
@@ -125,7 +132,7 @@ def main(_: list[str]) -> None:
     streams = {"target": data}
     if "mined" in _IMAGES.value:
         streams["mined"] = data.with_unlabeled(_mined(teacher, whole, output), share=_SHARE.value)
-    measured = _Measured(output / "measured.json")
+    measured = Measured(output / "measured.json")
     precision = measured.get("student", lambda: _precision(data))
     results: dict[str, list[dict[str, float]]] = {}
     for seed, (loss, images, batch_norm) in itertools.product(range(_SEEDS.value), kinds):
@@ -261,17 +268,6 @@ def _kinds() -> list[tuple[str, str, str]]:
     return list(itertools.product(*(given for given, _ in known.values())))
 
 
-def _check_settings(path: pathlib.Path) -> None:
-    """Writes the settings, or refuses to go on with a run of others."""
-    settings = {name: flags.FLAGS[name].value for name in _SETTINGS}
-    if path.exists() and json.loads(path.read_text()) != settings:
-        raise SystemExit(f"{path} is of a run with other settings: give another --output.")
-    if is_chief() and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_when_complete(path) as partial:
-            partial.write_text(json.dumps(settings, indent=2) + "\n")
-
-
 @in_scope
 def _teacher(data: ssd.data.Splits, path: pathlib.Path) -> keras.Model:
     """The teacher, of its file, or trained on the labels of all training images."""
@@ -320,26 +316,9 @@ def _mined(teacher: keras.Model, data: ssd.data.Splits, output: pathlib.Path) ->
     return ssd.data.load(manifest, _BATCH_SIZE.value, data_dir=_DATA_DIR.value)
 
 
-class _Measured:
-    """What is measured once, so that a run that goes on computes as it began."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
-        self._values = json.loads(path.read_text()) if path.exists() else {}
-
-    def get(self, name: str, measure: Callable[[], str]) -> str:
-        """The value of a name, measured if there is none yet."""
-        if name not in self._values:
-            self._values[name] = measure()
-            if is_chief():
-                with replaced_when_complete(self._path) as partial:
-                    partial.write_text(json.dumps(self._values, indent=2) + "\n")
-        return self._values[name]
-
-
 @in_scope
 def _frozen(
-    teacher: keras.Model, batch_norm: str, data: ssd.data.Splits, measured: _Measured
+    teacher: keras.Model, batch_norm: str, data: ssd.data.Splits, measured: Measured
 ) -> ssd.FrozenTeacher:
     """The frozen teacher in the precision that is faster here."""
     images = tf.zeros([_BATCH_SIZE.value, *data.info.input_shape], tf.uint8)

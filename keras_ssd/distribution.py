@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import tempfile
@@ -69,12 +70,14 @@ def get_strategy(name: str = "auto", *, timeout: float = 300.0) -> tf.distribute
               environment variable `TF_CONFIG` tells each who they are:
               `{"cluster": {"worker": ["host1:2222", "host2:2222"]},
               "task": {"type": "worker", "index": 0}}`. Call it before anything of TensorFlow runs;
-              a process has one, and gets it again later.
+              a process has one.
             * `"tpu"`: a TPU; `"tpu:ADDRESS"` with its name or `host:port`. Without an
               address the environment variable `TPU_NAME` tells, else it is that of this machine.
             * `"auto"`: `"multi_worker"` where `TF_CONFIG` names several workers, `"tpu"` where
               there is one or `TPU_NAME` is set, `"mirrored"` where there are several GPUs, else
               `"default"`.
+
+            Asked for again, a name gives the same strategy (but for a TPU, which is begun anew).
         timeout: Seconds, > 0 and at most a week, that workers wait for one another at the start,
             and that a TPU with an address may take to answer. Workers and TPUs that answer and then
             start nothing end this process with a sentence, as TensorFlow waits for them and lets
@@ -99,7 +102,7 @@ def get_strategy(name: str = "auto", *, timeout: float = 300.0) -> tf.distribute
         kind = _found()
     if kind == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
+        return _mirrored(*(device.name for device in devices))
     if kind == "multi_worker":
         return _multi_worker(timeout)
     if kind == "tpu":
@@ -256,9 +259,14 @@ def _found() -> str:
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "default"
 
 
+@functools.cache  # TensorFlow numbers collectives as it does those of several workers
+def _mirrored(*devices: str) -> tf.distribute.MirroredStrategy:
+    return tf.distribute.MirroredStrategy(devices)
+
+
 def _multi_worker(timeout: float) -> MultiWorkerStrategy:
     config = read_config()
-    if _MADE:  # TensorFlow numbers the collectives of each from 0, and takes one's for the other's
+    if _MADE:  # TensorFlow numbers the collectives of each from 0, and takes one's for another's
         return _MADE[0]
     addresses = addresses_of(config)
     task = config["task"]

@@ -69,16 +69,19 @@ def test_auto_takes_what_is_there(monkeypatch, gpus, tpus, variables, kind):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    for made in ("_multi_worker", "_tpu"):
+    for made in ("_mirrored", "_multi_worker", "_tpu"):
         monkeypatch.setattr(distribution, made, lambda *_, made=made: made.removeprefix("_"))
-    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda _: "mirrored")
     default = tf.distribute.get_strategy()
     assert get_strategy("auto") == (default if kind == "default" else kind)
 
 
-def test_mirrored_takes_every_logical_device(monkeypatch):
+def test_mirrored_takes_every_logical_device_and_is_made_once(monkeypatch):
     monkeypatch.setattr(tf.distribute, "MirroredStrategy", list)  # a second one breaks the first
-    assert len(get_strategy("mirrored")) == len(tf.config.list_logical_devices("CPU")) == 2
+    distribution._mirrored.cache_clear()
+    strategy = get_strategy("mirrored")
+    assert len(strategy) == len(tf.config.list_logical_devices("CPU")) == 2
+    assert get_strategy("mirrored") is strategy
+    distribution._mirrored.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "mirrored:1", None, "multi_worker:host:1"])

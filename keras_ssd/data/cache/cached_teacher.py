@@ -91,10 +91,11 @@ def cached_teacher(
     Raises:
         TypeError: If `teacher` or its preprocessing is no Keras model or layer (a function cannot
             be told from another), or `data` or `views` are of another kind.
-        ValueError: If the folder holds outputs of another teacher, other data, other views or
-            other arguments; a file is not as it was written; what the teacher says of an image
-            depends on the images beside it or on chance; an output is infinite, NaN, or too
-            large for float16; or an argument is out of range.
+        ValueError: If the folder holds outputs of another teacher (by its fingerprint, or by what
+            it says of a batch), other data, other views or other arguments; a file is not as it was
+            written; what the teacher says of an image depends on the images beside it or on chance;
+            its logits are probabilities; an output is infinite, NaN, or too large for float16; or
+            an argument is out of range.
         OSError: If there is no room on the disk.
     """
     views = Plain() if views is None else views

@@ -19,6 +19,7 @@ from keras_ssd.layers.frozen_backbone import FrozenCopy
 from keras_ssd.layers.functional import is_functional
 from keras_ssd.layers.structure import inner_layers, takes_raw_images
 from keras_ssd.losses.precision import at_least_float32
+from keras_ssd.losses.probabilities import are_probabilities
 
 _CLASS_NAMES = "class_names.txt"
 _EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -166,7 +167,7 @@ def _logits(outputs: Any) -> tf.Tensor:
 
 def _answer(logits: tf.Tensor, outputs: str) -> np.ndarray:
     """What the exported function must give for these logits."""
-    if np.all(logits >= 0) and np.allclose(np.sum(logits, axis=-1), 1, atol=1e-2):
+    if are_probabilities(logits):
         raise ValueError(
             "The student ends with a softmax: build it without (classifier_activation=None, or no "
             "activation in its last Dense layer) and export with outputs='probabilities'."

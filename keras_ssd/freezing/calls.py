@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssd.layers import FrozenBackbone
-from keras_ssd.layers.functional import as_functional, is_functional, single
+from keras_ssd.layers.functional import as_functional, called_anew, is_functional, single
 
 _Values = Mapping[int, keras.Variable] | None
 OUTSIDE = -1
@@ -177,9 +177,7 @@ class _Opened:
             recorded.append(Call(layer, args, kwargs, outputs, values, pinned or inference))
             return outputs
 
-        copy = keras.models.clone_model(
-            as_functional(model), clone_function=lambda layer: layer, call_function=record
-        )
+        copy = called_anew(as_functional(model), record)
         for call in recorded:
             inner = _model_inside(call)
             if inner is None:

@@ -12,6 +12,7 @@ import keras
 
 from keras_ssd.freezing.calls import Call, Calls
 from keras_ssd.heads.main_path import is_merge, replay
+from keras_ssd.layers.functional import reason_of
 
 _POOLING = (keras.layers.AveragePooling2D, keras.layers.MaxPooling2D)
 
@@ -104,7 +105,7 @@ class Copies:
         try:
             return self._layer(call.layer, in_one_size)(*args, **kwargs)
         except Exception as error:  # whatever a user's layer raises
-            reason = textwrap.shorten(str(error), 160)  # some quote whole configs
+            reason = textwrap.shorten(reason_of(error), 160)  # some quote whole configs
             raise RepetitionError(f"{call.name!r} cannot be made again: {reason}") from error
 
     def _layer(self, layer: Any, in_one_size: bool) -> Any:

@@ -11,7 +11,13 @@ import numpy as np
 from keras_ssd.arguments import check_count
 from keras_ssd.heads.linear import linear
 from keras_ssd.heads.taps import with_embedding, without_unread
-from keras_ssd.layers.functional import as_functional, is_functional, network_like, outputs_of
+from keras_ssd.layers.functional import (
+    as_functional,
+    called_anew,
+    is_functional,
+    network_like,
+    outputs_of,
+)
 
 NODE, LOGITS = "node", "logits"
 
@@ -161,9 +167,7 @@ def with_folded_classifier(network: keras.Model) -> keras.Model:
             nodes.append((args[0], outputs))
         return outputs
 
-    rebuilt = keras.models.clone_model(
-        network, clone_function=lambda layer: layer, call_function=call
-    )
+    rebuilt = called_anew(network, call)
     return network_like(network, rebuilt.input, rebuilt.output)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -11,6 +11,7 @@ import keras
 from keras_ssd.layers.frozen_backbone import FrozenBackbone
 from keras_ssd.layers.functional import (
     as_functional,
+    called_anew,
     is_functional,
     network_like,
     outputs_of,
@@ -91,7 +92,7 @@ def without_unread(network: keras.Model) -> keras.Model | None:
         recorded.append((layer, (args, kwargs), outputs))
         return outputs
 
-    copy = _called_anew(network, record)
+    copy = called_anew(network, record)
     taken = [copy.output, *(given for _, given, _ in recorded)]
     read = set(map(id, keras.tree.flatten(taken)))
     places: dict[int, list[bool]] = {}  # of each model: which of its outputs some call has read
@@ -115,7 +116,7 @@ def without_unread(network: keras.Model) -> keras.Model | None:
         flat = [next(rest) if kept else results[0] for kept in places[id(layer)]]
         return keras.tree.pack_sequence_as(single(layer.output), flat)
 
-    rebuilt = _called_anew(network, call)
+    rebuilt = called_anew(network, call)
     return network_like(network, rebuilt.input, rebuilt.output)
 
 
@@ -128,11 +129,6 @@ def _only(model: keras.Model, kept: Sequence[bool]) -> keras.Model | None:
     some = [output for output, is_kept in zip(outputs, kept, strict=True) if is_kept]
     alone = network_like(model, functional.input, some)
     return without_unread(alone) or alone
-
-
-def _called_anew(network: keras.Model, call: Callable[..., Any]) -> keras.Model:
-    """`network` on a new input, each of its layers called by `call`."""
-    return keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
 
 
 def with_embedding(network: keras.Model, embedding: str | None) -> keras.Model:
@@ -230,7 +226,7 @@ def rebuild(
                 found[name] = _one_tensor(value, path)
         return outputs
 
-    rebuilt = _called_anew(model, call)
+    rebuilt = called_anew(model, call)
     return rebuilt, {name: found[name] for name in taps}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -37,6 +38,16 @@ def as_functional(model: keras.Model, advice: str = NAME_OUTPUTS) -> keras.Model
     if isinstance(model, keras.Sequential):
         return network_like(model, model.inputs[0], model.outputs[0])
     return network_like(model, model.input, model.output)
+
+
+def called_anew(network: keras.Model, call: Callable[..., Any]) -> keras.Model:
+    """A functional model on a new input, each of its layers and operations called by `call`.
+
+    Args:
+        network: The model, which is left as it is.
+        call: Takes a layer and its arguments, and gives its outputs.
+    """
+    return keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
 
 
 def is_functional(model: Any) -> bool:
